@@ -1,0 +1,1 @@
+"""Fused per-token log-prob kernels; knows nothing of rlloss."""
