@@ -1,0 +1,92 @@
+"""Standalone RLHF and RL losses in pure PyTorch, the log-prob primitive under them and a small loop above them."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from rlloss.advantages.group import group_advantages
+from rlloss.divergence import kl_k1, kl_k2, kl_k3, kl_term
+from rlloss.losses.conservative_ppo import ConservativePPOLoss
+from rlloss.losses.dpo import DPOLoss
+from rlloss.losses.dr_grpo import DrGRPOLoss
+from rlloss.losses.grpo import GRPOLoss
+from rlloss.losses.gspo import GSPOLoss
+from rlloss.losses.sft import SFTLoss
+from rlloss.output import LossOutput, Max, Mean, Metric, Min, Moments, combine, merge_metrics, scalars, waist_gradient
+from rlloss.policy import ClippedPolicyLoss, PolicyBatch, PolicyLoss, PolicyOptions
+from rlloss.preference import PreferenceLoss
+from rlloss.protocol import Loss
+from rlloss.reduce import (
+    Counts,
+    count,
+    prompt_mean_weights,
+    reduce_sequences,
+    reduce_tokens,
+    sequence_lengths,
+    sequence_mean,
+    sequence_sum,
+    shift,
+    to_tokens,
+)
+from rlloss.registry import get_loss, list_losses
+from rlloss.surrogate import clipped_surrogate, log_ratios
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # losses
+    "ConservativePPOLoss",
+    "DPOLoss",
+    "DrGRPOLoss",
+    "GRPOLoss",
+    "GSPOLoss",
+    "SFTLoss",
+    "get_loss",
+    "list_losses",
+    # the waist: per-token log-probs from logits, a head or a model
+    "TokenStats",
+    "linear_logprobs",
+    "model_logprobs",
+    "sequence_logps",
+    "sequence_mean_logps",
+    "shift",
+    "token_logprobs",
+    # rewards in, advantages out
+    "group_advantages",
+    # what a loss is made of
+    "clipped_surrogate",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
+    "kl_term",
+    "log_ratios",
+    "prompt_mean_weights",
+    "reduce_sequences",
+    "reduce_tokens",
+    "sequence_lengths",
+    "sequence_mean",
+    "sequence_sum",
+    "to_tokens",
+    # the protocol
+    "ClippedPolicyLoss",
+    "Counts",
+    "Loss",
+    "LossOutput",
+    "Max",
+    "Mean",
+    "Metric",
+    "Min",
+    "Moments",
+    "PolicyBatch",
+    "PolicyLoss",
+    "PolicyOptions",
+    "PreferenceLoss",
+    "combine",
+    "count",
+    "merge_metrics",
+    "scalars",
+    "waist_gradient",
+    # the loop (imports transformers, datasets and safetensors when first touched)
+    "Session",
+    "train_offline",
+    "train_online",
+]

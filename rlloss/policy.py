@@ -1,0 +1,243 @@
+"""What all policy losses share: mask at the door, ratio, weights, KL term, entropy bonus, reduction, metrics."""
+
+from typing import Any, ClassVar, NamedTuple, TypedDict
+
+from torch import Tensor
+
+from rlloss._checks import check_like, check_range, check_tokens_layout
+from rlloss._typing import Bool, Float
+from rlloss.divergence import KLEstimator, KLGradient, check_kl, kl_k3, kl_term
+from rlloss.output import LossOutput, Max, Mean, Metric, Min, Moments
+from rlloss.protocol import Loss
+from rlloss.reduce import (
+    Normalizer,
+    Reduction,
+    check_normalizer,
+    reduce_tokens,
+    to_tokens,
+    weighted,
+    zero_masked,
+)
+from rlloss.surrogate import RatioLevel, bounded, clipped_surrogate, log_ratios
+
+__all__ = ["ClippedPolicyLoss", "PolicyBatch", "PolicyLoss", "PolicyOptions"]
+
+
+class PolicyOptions(TypedDict, total=False):
+    """Hyperparameters of every policy loss.
+
+    kl_coef: Weight of the KL penalty to the reference; needs `ref_logprobs`.
+    kl, kl_grad: Estimator and the divergence that its gradient descends: see `rlloss.kl_term`.
+    entropy_coef: Weight of the entropy bonus; needs `entropy`.
+    max_log_ratio: Bound of every exponentiated log-ratio, in nats.
+    """
+
+    kl_coef: float
+    kl: KLEstimator
+    kl_grad: KLGradient
+    entropy_coef: float
+    max_log_ratio: float
+
+
+class PolicyBatch(NamedTuple):
+    """The inputs of a policy loss behind the door: zero where masked, old and ref without gradient."""
+
+    logprobs: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    loss_mask: Tensor
+    ref_logprobs: Tensor | None
+    entropy: Tensor | None
+    token_weights: Tensor | None
+    cu_seqlens: Tensor | None
+    log_ratio: Tensor  # at the loss's ratio level, not yet bounded
+    ratio: Tensor  # its exponential, within bounds
+
+
+class PolicyLoss(Loss):
+    """Base of the policy losses: a subclass names its ratio level and reduction and writes its surrogate.
+
+    forward(logprobs, old_logprobs, advantages, loss_mask): per-token tensors `[B, T]`, or packed `[N]` with
+    `cu_seqlens`, aligned with the ids that they score (`rlloss.shift`), in float32 or float64.
+    `old_logprobs=None` means the policy itself, detached. `advantages` may hold one value per sequence.
+
+    Optional: `ref_logprobs` (frozen reference), `entropy` (per token), `token_weights` (scale surrogate and KL but
+    not the entropy bonus; 0 rejects a token and keeps the denominator), `normalizer` (`rlloss.count` summed over the
+    step's micro-batches and ranks; without it the call's own counts serve).
+
+    Metrics: ratio (with ratio_std), ratio_max, ratio_min, approx_kl (to old), bounded_frac, and where given ref_kl
+    and entropy. An all-masked batch gives exactly 0 with zero gradient.
+    """
+
+    reduction: ClassVar[Reduction]
+    ratio_level: ClassVar[RatioLevel] = "token"
+    max_length: int | None = None  # the constant of the reduction `fixed_length`
+
+    def __init__(
+        self,
+        *,
+        kl_coef: float = 0.0,
+        kl: KLEstimator = "k3",
+        kl_grad: KLGradient = "reverse",
+        entropy_coef: float = 0.0,
+        max_log_ratio: float = 20.0,
+    ) -> None:
+        super().__init__()
+        check_range(self._who, "kl_coef", kl_coef, 0)
+        check_kl(self._who, kl, kl_grad)
+        check_range(self._who, "entropy_coef", entropy_coef)
+        check_range(self._who, "max_log_ratio", max_log_ratio, 0, 80, open_low=True)
+        self.kl_coef = kl_coef
+        self.kl: KLEstimator = kl
+        self.kl_grad: KLGradient = kl_grad
+        self.entropy_coef, self.max_log_ratio = entropy_coef, max_log_ratio
+
+    def surrogate(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, Metric]]:
+        """The per-token policy term to minimise, and the metrics that only this loss has."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        logprobs: Float[Tensor, "*tokens"],
+        old_logprobs: Float[Tensor, "*tokens"] | None,
+        advantages: Float[Tensor, "..."],
+        loss_mask: Bool[Tensor, "*tokens"],
+        *,
+        ref_logprobs: Float[Tensor, "*tokens"] | None = None,
+        entropy: Float[Tensor, "*tokens"] | None = None,
+        token_weights: Float[Tensor, "*tokens"] | None = None,
+        normalizer: Normalizer | None = None,
+        cu_seqlens: Tensor | None = None,
+    ) -> LossOutput:
+        """The loss and its metrics; the class docstring says what each argument means."""
+        check_normalizer(self._who, normalizer)
+        batch = self.door(
+            logprobs, old_logprobs, advantages, loss_mask, ref_logprobs, entropy, token_weights, cu_seqlens
+        )
+        return self.objective(batch, normalizer)
+
+    def door(
+        self,
+        logprobs: Tensor,
+        old_logprobs: Tensor | None,
+        advantages: Tensor,
+        loss_mask: Tensor,
+        ref_logprobs: Tensor | None,
+        entropy: Tensor | None,
+        token_weights: Tensor | None,
+        cu_seqlens: Tensor | None,
+    ) -> PolicyBatch:
+        """Checks every input and zeroes what is masked, before any exp, product or sum can see it."""
+        who = self._who
+        check_tokens_layout(who, loss_mask, cu_seqlens)
+        check_like(who, "logprobs", logprobs, "loss_mask", loss_mask)
+        old_logprobs = logprobs if old_logprobs is None else old_logprobs
+        given = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs}
+        given |= {"entropy": entropy, "token_weights": token_weights}
+        for name, x in given.items():
+            if x is not None:
+                check_like(who, name, x, "logprobs", logprobs)
+        if self.kl_coef and ref_logprobs is None:
+            raise ValueError(f"{who}: kl_coef={self.kl_coef} needs ref_logprobs, got None")
+        if self.entropy_coef and entropy is None:
+            raise ValueError(
+                f"{who}: entropy_coef={self.entropy_coef} needs entropy, got None; "
+                'ask the log-prob functions for outputs=("logprobs", "entropy")'
+            )
+        advantages = _token_advantages(who, advantages, loss_mask, cu_seqlens)
+
+        def enter(x: Tensor | None) -> Tensor | None:
+            return None if x is None else zero_masked(loss_mask, x)[0]
+
+        logprobs, old_logprobs, advantages = zero_masked(
+            loss_mask, logprobs, old_logprobs.detach(), advantages.detach()
+        )
+        log_ratio = log_ratios(logprobs, old_logprobs, loss_mask, self.ratio_level, cu_seqlens)
+        return PolicyBatch(
+            logprobs=logprobs,
+            old_logprobs=old_logprobs,
+            advantages=advantages,
+            loss_mask=loss_mask,
+            ref_logprobs=enter(None if ref_logprobs is None else ref_logprobs.detach()),
+            entropy=enter(entropy),
+            token_weights=enter(None if token_weights is None else token_weights.detach()),
+            cu_seqlens=cu_seqlens,
+            log_ratio=log_ratio,
+            ratio=bounded(log_ratio, self.max_log_ratio).exp(),
+        )
+
+    def objective(self, batch: PolicyBatch, normalizer: Normalizer | None) -> LossOutput:
+        """Weights * (surrogate + kl_coef * KL) - entropy_coef * entropy, reduced, with its metrics."""
+        token_loss, metrics = self.surrogate(batch)
+        if self.kl_coef:
+            token_loss = token_loss + self.kl_coef * self.ref_kl(batch)
+        token_loss = weighted(token_loss, batch.token_weights)
+        if self.entropy_coef and batch.entropy is not None:
+            token_loss = token_loss - self.entropy_coef * batch.entropy
+        loss = reduce_tokens(
+            token_loss,
+            batch.loss_mask,
+            self.reduction,
+            normalizer=normalizer,
+            cu_seqlens=batch.cu_seqlens,
+            max_length=self.max_length,
+        )
+        return LossOutput(loss, self._metrics(batch) | metrics)
+
+    def ref_kl(self, batch: PolicyBatch) -> Tensor:
+        """The per-token KL penalty, with the gradient that `kl_grad` names."""
+        assert batch.ref_logprobs is not None  # the door has checked it
+        return kl_term(
+            batch.logprobs, batch.old_logprobs, batch.ref_logprobs, self.kl, self.kl_grad, self.max_log_ratio
+        )
+
+    def _metrics(self, batch: PolicyBatch) -> dict[str, Metric]:
+        mask, ratio = batch.loss_mask, batch.ratio
+        out_of_bounds = batch.log_ratio.abs() > self.max_log_ratio
+        metrics: dict[str, Metric] = {
+            "ratio": Moments.of(ratio, mask),
+            "ratio_max": Max.of(ratio, mask),
+            "ratio_min": Min.of(ratio, mask),
+            "approx_kl": Mean.of(kl_k3(batch.old_logprobs, batch.logprobs, self.max_log_ratio), mask),
+            "bounded_frac": Mean.of(out_of_bounds.to(ratio.dtype), mask),
+        }
+        if batch.ref_logprobs is not None:
+            metrics["ref_kl"] = Mean.of(kl_k3(batch.logprobs, batch.ref_logprobs, self.max_log_ratio), mask)
+        if batch.entropy is not None:
+            metrics["entropy"] = Mean.of(batch.entropy, mask)
+        return metrics
+
+
+class ClippedPolicyLoss(PolicyLoss):
+    """Base of the losses over PPO's clipped surrogate; adds clip_frac, the share of tokens where the clip binds."""
+
+    def __init__(
+        self, *, clip_eps_low: float, clip_eps_high: float, dual_clip: float | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        check_range(self._who, "clip_eps_low", clip_eps_low, 0, 1)
+        check_range(self._who, "clip_eps_high", clip_eps_high, 0)
+        if dual_clip is not None:
+            check_range(self._who, "dual_clip", dual_clip, 1, open_low=True)
+        self.clip_eps_low, self.clip_eps_high, self.dual_clip = clip_eps_low, clip_eps_high, dual_clip
+
+    def surrogate(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, Metric]]:
+        """PPO's clipped surrogate per token, `rlloss.clipped_surrogate`."""
+        token_loss, is_clipped = clipped_surrogate(
+            batch.ratio, batch.advantages, self.clip_eps_low, self.clip_eps_high, self.dual_clip
+        )
+        return token_loss, {"clip_frac": Mean.of(is_clipped.to(token_loss.dtype), batch.loss_mask)}
+
+
+def _token_advantages(who: str, advantages: Tensor, loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    num_sequences = loss_mask.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    if advantages.ndim == 1 and advantages.shape != loss_mask.shape and advantages.shape[0] == num_sequences:
+        check_like(who, "advantages", advantages, "one value per sequence", loss_mask.new_empty(num_sequences))
+        return to_tokens(advantages, loss_mask, cu_seqlens)
+    if advantages.shape != loss_mask.shape:
+        raise ValueError(
+            f"{who}: advantages must have one value per token {list(loss_mask.shape)} or per sequence "
+            f"[{num_sequences}], got {list(advantages.shape)}"
+        )
+    check_like(who, "advantages", advantages, "loss_mask", loss_mask)
+    return advantages
