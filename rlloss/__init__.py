@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from rlloss.advantages.group import group_advantages
 from rlloss.divergence import kl_k1, kl_k2, kl_k3, kl_term
+from rlloss.logprobs import TokenStats, linear_logprobs, sequence_logps, sequence_mean_logps, token_logprobs
 from rlloss.losses.conservative_ppo import ConservativePPOLoss
 from rlloss.losses.dpo import DPOLoss
 from rlloss.losses.dr_grpo import DrGRPOLoss
 from rlloss.losses.grpo import GRPOLoss
 from rlloss.losses.gspo import GSPOLoss
 from rlloss.losses.sft import SFTLoss
+from rlloss.models import model_logprobs
 from rlloss.output import LossOutput, Max, Mean, Metric, Min, Moments, combine, merge_metrics, scalars, waist_gradient
 from rlloss.policy import ClippedPolicyLoss, PolicyBatch, PolicyLoss, PolicyOptions
 from rlloss.preference import PreferenceLoss
@@ -90,3 +92,18 @@ __all__ = [
     "train_offline",
     "train_online",
 ]
+
+_LOOP = ("Session", "train_offline", "train_online")
+
+if TYPE_CHECKING:
+    from rlloss.loop import Session, train_offline, train_online
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LOOP:
+        return getattr(importlib.import_module("rlloss.loop"), name)
+    raise AttributeError(f"module 'rlloss' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

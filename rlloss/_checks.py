@@ -48,9 +48,9 @@ def check_device(who: str, name: str, x: Tensor, like_name: str, like: Tensor) -
 def check_range(
     who: str,
     name: str,
-    value: float,
-    low: float = -math.inf,
-    high: float = math.inf,
+    value: float | int,
+    low: float | int = -math.inf,
+    high: float | int = math.inf,
     *,
     open_low: bool = False,
 ) -> None:

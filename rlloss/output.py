@@ -4,7 +4,7 @@
 # pyright: reportIncompatibleMethodOverride=false
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,13 +59,13 @@ class Mean(_Metric, _MeanFields):
     __slots__ = ()
 
     @classmethod
-    def of(cls, values: Tensor, mask: Tensor) -> Self:
+    def of(cls, values: Tensor, mask: Tensor) -> "Mean":
         """The mean of `values` where `mask` is True; 0 where nothing is."""
         values = torch.where(mask, values.detach(), 0)
         return cls(values.sum(), mask.sum())
 
     @classmethod
-    def constant(cls, value: Tensor | float, count: Tensor) -> Self:
+    def constant(cls, value: Tensor | float, count: Tensor) -> "Mean":
         """One number that stands for `count` entries: parts that agree on it merge to it."""
         value = torch.as_tensor(value, device=count.device).detach()
         return cls(value * count, count)
@@ -96,7 +96,7 @@ class Moments(_Metric, _MomentsFields):
     __slots__ = ()
 
     @classmethod
-    def of(cls, values: Tensor, mask: Tensor) -> Self:
+    def of(cls, values: Tensor, mask: Tensor) -> "Moments":
         """The moments of `values` where `mask` is True."""
         values, count = torch.where(mask, values.detach(), 0), mask.sum()
         mean = values.sum() / count.clamp(min=1)
@@ -128,7 +128,7 @@ class Max(_Metric, _MaxFields):
     __slots__ = ()
 
     @classmethod
-    def of(cls, values: Tensor, mask: Tensor) -> Self:
+    def of(cls, values: Tensor, mask: Tensor) -> "Max":
         """The largest of `values` where `mask` is True."""
         values = torch.where(mask, values.detach(), -torch.inf).flatten()
         return cls(torch.cat([values, values.new_full((1,), -torch.inf)]).amax())
@@ -152,7 +152,7 @@ class Min(_Metric, _MinFields):
     __slots__ = ()
 
     @classmethod
-    def of(cls, values: Tensor, mask: Tensor) -> Self:
+    def of(cls, values: Tensor, mask: Tensor) -> "Min":
         """The smallest of `values` where `mask` is True."""
         values = torch.where(mask, values.detach(), torch.inf).flatten()
         return cls(torch.cat([values, values.new_full((1,), torch.inf)]).amin())

@@ -69,6 +69,7 @@ class PolicyLoss(Loss):
     and entropy. An all-masked batch gives exactly 0 with zero gradient.
     """
 
+    family = "policy"
     reduction: ClassVar[Reduction]
     ratio_level: ClassVar[RatioLevel] = "token"
     max_length: int | None = None  # the constant of the reduction `fixed_length`
@@ -91,6 +92,11 @@ class PolicyLoss(Loss):
         self.kl: KLEstimator = kl
         self.kl_grad: KLGradient = kl_grad
         self.entropy_coef, self.max_log_ratio = entropy_coef, max_log_ratio
+
+    @property
+    def needs_reference(self) -> bool:
+        """True with a KL penalty."""
+        return bool(self.kl_coef)
 
     def surrogate(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, Metric]]:
         """The per-token policy term to minimise, and the metrics that only this loss has."""

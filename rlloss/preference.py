@@ -29,10 +29,17 @@ class PreferenceLoss(Loss):
     rejected_reward (beta times each log-ratio). An all-masked batch gives exactly 0 with zero gradient.
     """
 
+    family = "preference"
+
     def __init__(self, *, beta: float = 0.1, reference_free: bool = False) -> None:
         super().__init__()
         check_range(self._who, "beta", beta, 0, open_low=True)
         self.beta, self.reference_free = beta, reference_free
+
+    @property
+    def needs_reference(self) -> bool:
+        """True unless the reference is taken as uniform."""
+        return not self.reference_free
 
     def pair_loss(self, margin: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """The loss of each pair as a function of its margin h."""

@@ -4,20 +4,31 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-__all__ = ["Exactness", "Loss"]
+__all__ = ["Exactness", "Family", "Loss"]
 
 Exactness = Literal["sum", "statistic", "waist"]
+Family = Literal["policy", "likelihood", "preference"]
 
 
 class Loss(nn.Module):
     """Base of all losses. `forward` takes tensors, never changes state and returns a `LossOutput`.
+
+    `family` names the signature of `forward`, so that a loop can call any member of it:
+    `policy` (logprobs, old_logprobs, advantages, loss_mask), `likelihood` (logprobs, loss_mask), `preference`
+    (chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps).
 
     `exactness` says how micro-batches and ranks reproduce the loss, gradient and metrics of the whole step:
     `sum`: given the step's `Counts` as `normalizer`, parts add up; `statistic`: also given what the loss's
     `statistics` method computes from the whole step's detached numbers; `waist`: through `rlloss.waist_gradient`.
     """
 
+    family: ClassVar[Family]
     exactness: ClassVar[Exactness] = "sum"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether `forward`, with these hyperparameters, needs the log-probs of a frozen reference."""
+        return False
 
     @property
     def _who(self) -> str:

@@ -25,7 +25,7 @@ __all__ = ["ConservativePPOLoss"]
 class ConservativePPOLoss(ClippedPolicyLoss):
     """PPO-clip, equation 7 of https://arxiv.org/abs/1707.06347, plus a squared hinge on the KL to the reference.
 
-    The hinge is TRPO's trust region as a penalty (compare the kl_cutoff of TF-Agents' PPO): nothing below `max_kl`,
+    The hinge is the last term of algorithm 1 of https://arxiv.org/abs/1707.02286: nothing below `max_kl`,
     a quadratic wall above it.
 
         loss = (1/N) sum_t max(-r A, -clip(r, 1 - clip_eps_low, 1 + clip_eps_high) A)
@@ -77,6 +77,11 @@ class ConservativePPOLoss(ClippedPolicyLoss):
     def exactness(self) -> Exactness:  # pyright: ignore[reportIncompatibleVariableOverride]
         """`statistic` under level `batch`, whose hinge couples the step's tokens; else `sum`."""
         return "statistic" if self.level == "batch" else "sum"
+
+    @property
+    def needs_reference(self) -> bool:
+        """Always: the hinge is on the KL to it."""
+        return True
 
     def forward(
         self,

@@ -14,7 +14,7 @@ __all__ = ["SFTLoss"]
 
 
 class SFTLoss(Loss):
-    """Supervised fine-tuning: maximum likelihood, equation 1 of https://arxiv.org/abs/2203.02155's demonstration step.
+    """Supervised fine-tuning: maximum likelihood of demonstrations, step 1 of https://arxiv.org/abs/2203.02155.
 
     With one normaliser for the whole step a short answer's tokens weigh what a long answer's do.
 
@@ -32,6 +32,8 @@ class SFTLoss(Loss):
     >>> SFTLoss()(torch.tensor([[-1.0, -3.0]]), torch.tensor([[True, True]])).loss
     tensor(2.)
     """
+
+    family = "likelihood"
 
     def __init__(self, *, reduction: Reduction = "token_mean", max_length: int | None = None) -> None:
         super().__init__()

@@ -1,0 +1,41 @@
+"""The minimal rollout-and-optimise loop; the only place that imports transformers, datasets and safetensors."""
+
+from rlloss.loop.batch import Batch, collate, micro_batches
+from rlloss.loop.data import Pair, Prompt, Tokens, completions, pairs, prompts
+from rlloss.loop.offline import evaluate_offline, offline_batch, train_offline
+from rlloss.loop.online import evaluate_online, rollout, train_online
+from rlloss.loop.report import RunLog, before_after_table, plot_curves, read_metrics
+from rlloss.loop.rewards import Rewards
+from rlloss.loop.rows import load_rows
+from rlloss.loop.run import run_steps
+from rlloss.loop.sampling import Completion, sample
+from rlloss.loop.session import Session, frozen_copy
+
+__all__ = [
+    "Batch",
+    "Completion",
+    "Pair",
+    "Prompt",
+    "Rewards",
+    "RunLog",
+    "Session",
+    "Tokens",
+    "before_after_table",
+    "collate",
+    "completions",
+    "evaluate_offline",
+    "evaluate_online",
+    "frozen_copy",
+    "load_rows",
+    "micro_batches",
+    "offline_batch",
+    "pairs",
+    "plot_curves",
+    "prompts",
+    "read_metrics",
+    "rollout",
+    "run_steps",
+    "sample",
+    "train_offline",
+    "train_online",
+]

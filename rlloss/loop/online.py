@@ -1,0 +1,168 @@
+"""Online training: sample, score, advantages, optimise."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Unpack
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from rlloss._checks import check_count
+from rlloss.advantages.group import group_advantages
+from rlloss.loop.batch import Batch, collate
+from rlloss.loop.data import Prompt, Tokens
+from rlloss.loop.rewards import RewardFunction, Rewards
+from rlloss.loop.run import RunOptions, example_order, run_steps
+from rlloss.loop.sampling import Completion
+from rlloss.loop.session import Session
+from rlloss.output import merge_metrics, scalars
+from rlloss.protocol import Loss
+
+__all__ = ["evaluate_online", "rollout", "train_online"]
+
+Advantages = Callable[[Tensor, Tensor], Tensor]
+
+
+def train_online(
+    session: Session,
+    prompts: Sequence[Prompt],
+    rewards: Rewards | RewardFunction | Sequence[RewardFunction],
+    loss_fn: Loss,
+    *,
+    steps: int,
+    prompts_per_step: int = 8,
+    group_size: int = 8,
+    max_new_tokens: int,
+    advantages: Advantages = group_advantages,
+    epochs_per_step: int = 1,
+    updates_per_epoch: int = 1,
+    recompute_old_logprobs: bool = True,
+    seed: int = 0,
+    **options: Unpack[RunOptions],
+) -> list[dict[str, float]]:
+    """Trains a policy on rewards of its own completions with any loss of the family `policy`.
+
+    Every step draws `group_size` completions of `prompts_per_step` prompts, scores them, and passes over them
+    `epochs_per_step` times in `updates_per_epoch` updates each. Returns one dictionary of numbers per step.
+
+    Args:
+        prompts: From `rlloss.loop.prompts`.
+        rewards: (prompts, completions, **columns) -> list of numbers, or several of them (`Rewards` weighs them).
+        advantages: (rewards, group_ids) -> advantages, one per completion.
+        recompute_old_logprobs: Takes the policy's own log-probs as `old_logprobs`, at the cost of a forward pass;
+            False takes those that the sampler recorded.
+        seed: Of the order of prompts and mini-batches.
+        **options: `RunOptions`: folder, evaluation, checkpoints, resumption.
+    """
+    for name, number in {"epochs_per_step": epochs_per_step, "updates_per_epoch": updates_per_epoch}.items():
+        check_count("train_online", name, number)
+    if loss_fn.needs_reference and session.reference is None:
+        raise ValueError(
+            f"train_online: {type(loss_fn).__name__} needs a reference; pass Session(..., reference=frozen_copy(model))"
+        )
+    score = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
+    order = example_order(len(prompts), prompts_per_step, seed)
+
+    def train_step(step: int) -> dict[str, float]:
+        chosen = [prompts[i] for i in order(step)]
+        batch, numbers = rollout(session, chosen, score, advantages, group_size, max_new_tokens)
+        updates = epochs_per_step * updates_per_epoch
+        if recompute_old_logprobs and updates > 1:
+            batch.fields["old_logprobs"] = session.logprobs(batch)
+        elif recompute_old_logprobs:
+            del batch.fields["old_logprobs"]  # one update: the policy is its own old policy
+        if session.reference is not None:
+            batch.fields["ref_logprobs"] = session.logprobs(batch, reference=True)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        return numbers | optimise(session, batch, loss_fn, epochs_per_step, updates_per_epoch, generator)
+
+    return run_steps(
+        session,
+        train_step,
+        steps,
+        bar_keys=("reward", "accuracy", "ref_kl", "entropy", "clip_frac"),
+        **options,
+    )
+
+
+def rollout(
+    session: Session,
+    prompts: Sequence[Prompt],
+    rewards: Rewards,
+    advantages: Advantages,
+    group_size: int,
+    max_new_tokens: int,
+) -> tuple[Batch, dict[str, float]]:
+    """Samples groups, scores them and returns the step's batch with `advantages` and the sampler's `old_logprobs`."""
+    completions = session.sample([p.ids for p in prompts], group_size=group_size, max_new_tokens=max_new_tokens)
+    asked = [p for p in prompts for _ in range(group_size)]
+    values, _, numbers = _scored(session, asked, completions, rewards)
+    group_ids = repeat(torch.arange(len(prompts)), "prompts -> (prompts group)", group=group_size)
+
+    batch = collate([_sequence(p, c) for p, c in zip(asked, completions, strict=True)])
+    batch.fields["advantages"] = advantages(values, group_ids)
+    batch.fields["old_logprobs"] = torch.zeros(batch.ids.shape).masked_scatter_(
+        batch.loss_mask, torch.tensor([x for c in completions for x in c.logprobs])
+    )
+    return batch, numbers | {
+        "reward": float(values.mean()),
+        "reward_std": float(values.std(correction=0)),
+        "completion_length": float(batch.loss_mask.sum(-1).float().mean()),
+        "finished_frac": sum(c.finished for c in completions) / len(completions),
+    }
+
+
+def evaluate_online(
+    session: Session,
+    prompts: Sequence[Prompt],
+    rewards: Rewards | RewardFunction | Sequence[RewardFunction],
+    *,
+    max_new_tokens: int,
+    seed: int = 0,
+) -> tuple[float, list[str]]:
+    """The mean reward of one sampled completion per prompt, and the completions.
+
+    It draws from a generator of its own: an evaluation leaves the run's random numbers alone.
+    """
+    generator = torch.Generator(session.device).manual_seed(seed)
+    drawn = session.sample([p.ids for p in prompts], max_new_tokens=max_new_tokens, generator=generator)
+    values, texts, _ = _scored(session, prompts, drawn, rewards if isinstance(rewards, Rewards) else Rewards(rewards))
+    return float(values.mean()), texts
+
+
+def _scored(
+    session: Session, prompts: Sequence[Prompt], completions: Sequence[Completion], rewards: Rewards
+) -> tuple[Tensor, list[str], dict[str, float]]:
+    texts = session.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
+    columns: dict[str, list[Any]] = {name: [p.columns[name] for p in prompts] for name in prompts[0].columns}
+    values, numbers = rewards([p.text for p in prompts], texts, columns)
+    return values, texts, numbers
+
+
+def optimise(
+    session: Session,
+    batch: Batch,
+    loss_fn: Loss,
+    epochs: int,
+    updates_per_epoch: int,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Passes over a batch in mini-batches, one update each; the numbers are those of all updates together."""
+    losses, metrics, norms = [], [], []
+    for _ in range(epochs):
+        shuffled = torch.randperm(len(batch.ids), generator=generator)
+        for rows in shuffled.chunk(updates_per_epoch):
+            loss, part = session.forward_backward(batch.select(rows), loss_fn)
+            norms.append(session.optim_step())
+            losses.append(loss)
+            metrics.append(part)
+    return {
+        "loss": sum(losses) / len(losses),
+        **scalars(merge_metrics(metrics)),
+        "grad_norm": sum(n["grad_norm"] for n in norms) / len(norms),
+        "learning_rate": norms[-1]["learning_rate"],
+    }
+
+
+def _sequence(prompt: Prompt, completion: Completion) -> Tokens:
+    return Tokens([*prompt.ids, *completion.ids], [False] * len(prompt.ids) + [True] * len(completion.ids))

@@ -1,0 +1,288 @@
+"""Policy losses: all share `token_losses`; a paper adds its ratio, its defaults and its reduction."""
+
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from rlloss.reference.divergence import check_kl, kl_k3, kl_term
+from rlloss.reference.reduce import advantage_rows, mean, reduced, rows
+from rlloss.reference.surrogate import importance_ratio, surrogate
+
+
+def token_losses(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike | None,
+    advantages: ArrayLike,
+    loss_mask: ArrayLike,
+    *,
+    ratio_level: str = "token",
+    ref_logprobs: ArrayLike | None = None,
+    entropy: ArrayLike | None = None,
+    token_weights: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    frozen_logprobs: ArrayLike | None = None,
+    clip_eps_low: float = 0.2,
+    clip_eps_high: float = 0.2,
+    dual_clip: float | None = None,
+    kl_coef: float = 0.0,
+    kl: str = "k3",
+    kl_grad: str = "reverse",
+    entropy_coef: float = 0.0,
+    max_log_ratio: float = 20.0,
+) -> list[list[float]]:
+    """The loss of every counted token, one row per sequence.
+
+    loss_t = weight_t * (surrogate_t + kl_coef * kl_t) - entropy_coef * entropy_t
+
+    `old_logprobs=None` is the policy itself, its gradient stopped. `frozen_logprobs` is the policy wherever
+    the gradient is stopped: central differences move `logprobs` and leave it where it is.
+    """
+    check_kl(kl, kl_grad)
+    if kl_coef != 0.0 and ref_logprobs is None:
+        raise ValueError(f"token_losses: kl_coef={kl_coef} needs ref_logprobs, got None")
+    if entropy_coef != 0.0 and entropy is None:
+        raise ValueError(f"token_losses: entropy_coef={entropy_coef} needs entropy, got None")
+    mask = rows(loss_mask, cu_seqlens)
+    new = rows(logprobs, cu_seqlens)
+    frozen = new if frozen_logprobs is None else rows(frozen_logprobs, cu_seqlens)
+    old = frozen if old_logprobs is None else rows(old_logprobs, cu_seqlens)
+    ref = rows(ref_logprobs, cu_seqlens)
+    bonus = rows(entropy, cu_seqlens)
+    weight = mask if token_weights is None else rows(token_weights, cu_seqlens)  # a counted token weighs 1
+    advantage = advantage_rows(advantages, mask, cu_seqlens)
+
+    losses: list[list[float]] = []
+    for i in range(len(mask)):
+        losses.append([])
+        for t in range(len(mask[i])):
+            if not mask[i][t]:
+                continue
+            loss = 0.0
+            if weight[i][t] != 0.0:  # weight 0 is rejection: no numerator, whatever its value
+                r = importance_ratio(new[i], old[i], mask[i], t, ratio_level, max_log_ratio)
+                loss = surrogate(r, advantage[i][t], clip_eps_low, clip_eps_high, dual_clip)
+                if kl_coef != 0.0:
+                    loss += kl_coef * kl_term(new[i][t], old[i][t], ref[i][t], frozen[i][t], kl, kl_grad, max_log_ratio)
+                loss *= weight[i][t]
+            if entropy_coef != 0.0:
+                loss -= entropy_coef * bonus[i][t]
+            losses[i].append(loss)
+    return losses
+
+
+def grpo(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike | None,
+    advantages: ArrayLike,
+    loss_mask: ArrayLike,
+    **terms: Any,
+) -> float:
+    """GRPO, equation 3 of https://arxiv.org/abs/2402.03300, with the KL estimator of its equation 4.
+
+    loss = (1 / S) sum_i (1 / L_i) sum_t loss_t, with `token_losses` of `terms`
+
+    The paper prints the KL term of kl_grad="literal".
+
+    >>> grpo([[-1.0, -1.0]], None, [0.5], [[True, True]])
+    -0.5
+    """
+    return reduced(token_losses(logprobs, old_logprobs, advantages, loss_mask, **terms), "sequence_mean")
+
+
+def dr_grpo(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike | None,
+    advantages: ArrayLike,
+    loss_mask: ArrayLike,
+    *,
+    max_completion_length: int,
+    **terms: Any,
+) -> float:
+    """Dr. GRPO, figure 1 and listing 1 of https://arxiv.org/abs/2503.20783: GRPO blind to the answer's length.
+
+    loss = sum_i sum_t loss_t / (S * max_completion_length), with `token_losses` of `terms`
+
+    >>> dr_grpo([[-1.0, -1.0]], None, [0.5], [[True, True]], max_completion_length=4)
+    -0.25
+    """
+    losses = token_losses(logprobs, old_logprobs, advantages, loss_mask, **terms)
+    return reduced(losses, "fixed_length", max_completion_length)
+
+
+def gspo(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike | None,
+    advantages: ArrayLike,
+    loss_mask: ArrayLike,
+    *,
+    clip_eps_low: float = 3e-4,
+    clip_eps_high: float = 4e-4,
+    **terms: Any,
+) -> float:
+    """GSPO, equations 5 to 7 of https://arxiv.org/abs/2507.18071: GRPO with one ratio per sequence.
+
+    s_i = exp((1 / L_i) sum_t log(pi / pi_old))
+    loss = (1 / S) sum_i (1 / L_i) sum_t loss_t, with s_i as the ratio of `token_losses` of `terms`
+
+    >>> gspo([[-1.0, -1.0]], [[-2.0, 0.0]], [0.5], [[True, True]])
+    -0.5
+    """
+    losses = token_losses(
+        logprobs,
+        old_logprobs,
+        advantages,
+        loss_mask,
+        ratio_level="sequence",
+        clip_eps_low=clip_eps_low,
+        clip_eps_high=clip_eps_high,
+        **terms,
+    )
+    return reduced(losses, "sequence_mean")
+
+
+def token_kls(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike | None,
+    ref_logprobs: ArrayLike,
+    loss_mask: ArrayLike,
+    *,
+    cu_seqlens: ArrayLike | None,
+    frozen_logprobs: ArrayLike | None,
+    kl: str,
+    kl_grad: str,
+    max_log_ratio: float,
+) -> list[list[float]]:
+    """The KL term of every counted token, one row per sequence."""
+    mask = rows(loss_mask, cu_seqlens)
+    new = rows(logprobs, cu_seqlens)
+    frozen = new if frozen_logprobs is None else rows(frozen_logprobs, cu_seqlens)
+    old = frozen if old_logprobs is None else rows(old_logprobs, cu_seqlens)
+    ref = rows(ref_logprobs, cu_seqlens)
+    kls: list[list[float]] = []
+    for i in range(len(mask)):
+        kls.append([])
+        for t in range(len(mask[i])):
+            if not mask[i][t]:
+                continue
+            term = kl_term(new[i][t], old[i][t], ref[i][t], frozen[i][t], kl, kl_grad, max_log_ratio)
+            kls[i].append(term)
+    return kls
+
+
+def conservative_ppo(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike | None,
+    advantages: ArrayLike,
+    loss_mask: ArrayLike,
+    *,
+    ref_logprobs: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    frozen_logprobs: ArrayLike | None = None,
+    conservative_coef: float = 0.1,
+    max_kl: float = 0.01,
+    level: str = "batch",
+    kl: str = "k3",
+    kl_grad: str = "reverse",
+    max_log_ratio: float = 20.0,
+    **terms: Any,
+) -> float:
+    """Conservative PPO: equation 7 of https://arxiv.org/abs/1707.06347 and a squared hinge on the KL.
+
+    The hinge is the last term of algorithm 1 of https://arxiv.org/abs/1707.02286, against the reference policy.
+
+    loss = sum_it loss_it / tokens + conservative_coef * max(0, KL - max_kl)^2, with `token_losses` of `terms`
+
+    KL is the mean of the KL term over the tokens of the batch; `level="sequence"` takes the hinge of each
+    sequence's own mean and averages the hinges over the sequences. Token weights do not touch it.
+
+    >>> conservative_ppo([[-1.0]], None, [0.5], [[True]], ref_logprobs=[[-1.0]])
+    -0.5
+    """
+    if ref_logprobs is None:
+        raise ValueError("conservative_ppo: its penalty needs ref_logprobs, got None")
+    losses = token_losses(
+        logprobs,
+        old_logprobs,
+        advantages,
+        loss_mask,
+        ref_logprobs=ref_logprobs,
+        cu_seqlens=cu_seqlens,
+        frozen_logprobs=frozen_logprobs,
+        kl=kl,
+        kl_grad=kl_grad,
+        max_log_ratio=max_log_ratio,
+        **terms,
+    )
+    kls = token_kls(
+        logprobs,
+        old_logprobs,
+        ref_logprobs,
+        loss_mask,
+        cu_seqlens=cu_seqlens,
+        frozen_logprobs=frozen_logprobs,
+        kl=kl,
+        kl_grad=kl_grad,
+        max_log_ratio=max_log_ratio,
+    )
+    if level == "batch":
+        penalty = max(0.0, reduced(kls, "token_mean") - max_kl) ** 2
+    elif level == "sequence":
+        penalty = mean([max(0.0, mean(sequence) - max_kl) ** 2 for sequence in kls if sequence])
+    else:
+        raise ValueError(f"conservative_ppo: level must be 'batch' or 'sequence', got {level!r}")
+    return reduced(losses, "token_mean") + conservative_coef * penalty
+
+
+def policy_metrics(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike | None,
+    advantages: ArrayLike,
+    loss_mask: ArrayLike,
+    *,
+    clip_eps_low: float,
+    clip_eps_high: float,
+    ref_logprobs: ArrayLike | None = None,
+    entropy: ArrayLike | None = None,
+    cu_seqlens: ArrayLike | None = None,
+    ratio_level: str = "token",
+    dual_clip: float | None = None,
+    max_log_ratio: float = 20.0,
+) -> dict[str, float]:
+    """Means over the counted tokens of what a policy loss reports; 0 where there is no token.
+
+    clip_frac: tokens whose surrogate gradient is cut, by the clip or by the dual clip
+    ratio: that of the surrogate
+    approx_kl, ref_kl: k3 of KL(pi_old || pi), and of KL(pi || ref) where a reference is given
+    entropy: where given
+    bounded_frac: tokens whose log ratio is larger in size than `max_log_ratio`
+
+    >>> policy_metrics([[0.0]], [[-1.0]], [1.0], [[True]], clip_eps_low=0.2, clip_eps_high=0.2)["clip_frac"]
+    1.0
+    """
+    mask = rows(loss_mask, cu_seqlens)
+    new = rows(logprobs, cu_seqlens)
+    old = new if old_logprobs is None else rows(old_logprobs, cu_seqlens)
+    ref = rows(ref_logprobs, cu_seqlens)
+    bonus = rows(entropy, cu_seqlens)
+    advantage = advantage_rows(advantages, mask, cu_seqlens)
+
+    values: dict[str, list[float]] = {"clip_frac": [], "ratio": [], "approx_kl": [], "bounded_frac": []}
+    values |= {"ref_kl": []} if ref else {}
+    values |= {"entropy": []} if bonus else {}
+    for i in range(len(mask)):
+        for t in range(len(mask[i])):
+            if not mask[i][t]:
+                continue
+            r = importance_ratio(new[i], old[i], mask[i], t, ratio_level, max_log_ratio)
+            cut_above = r > 1.0 + clip_eps_high and advantage[i][t] > 0.0
+            cut_below = r < 1.0 - clip_eps_low and advantage[i][t] < 0.0
+            cut_dual = dual_clip is not None and r > dual_clip and advantage[i][t] < 0.0
+            values["clip_frac"].append(float(cut_above or cut_below or cut_dual))
+            values["ratio"].append(r)
+            values["approx_kl"].append(kl_k3(old[i][t], new[i][t], max_log_ratio))
+            values["bounded_frac"].append(float(abs(new[i][t] - old[i][t]) > max_log_ratio))
+            if ref:
+                values["ref_kl"].append(kl_k3(new[i][t], ref[i][t], max_log_ratio))
+            if bonus:
+                values["entropy"].append(bonus[i][t])
+    return {name: mean(tokens) for name, tokens in values.items()}
