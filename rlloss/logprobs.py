@@ -1,13 +1,13 @@
-"""The waist: per-token log-probs and their kin, from logits or straight from hidden states and a language-model head."""
+"""The waist: per-token log-probs and their kin, from logits or straight from hidden states and a head."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rlloss_kernels import STATISTICS, linear_statistics, logits_statistics, statistics_dtype
 from torch import Tensor
 
-from rlloss._checks import check_choice, check_device, check_full_precision, check_mask, check_range, nearest
+from rlloss._checks import check_choice, check_device, check_full_precision, check_mask, nearest
 from rlloss._typing import Bool, Float, Int
 from rlloss.reduce import sequence_mean, sequence_sum
 
@@ -16,17 +16,20 @@ __all__ = ["TokenStats", "linear_logprobs", "sequence_logps", "sequence_mean_log
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
+_ABSENT: Any = None  # typed as a tensor: what was asked for needs no narrowing by type checkers
+
+
 class TokenStats(NamedTuple):
     """Per-token statistics of p = softmax(final logits), float32 (float64 from float64); None where not asked for.
 
     All are differentiable, in any combination and for any upstream gradient.
     """
 
-    logprobs: Float[Tensor, "*tokens"] | None = None  # log p(id)
-    entropy: Float[Tensor, "*tokens"] | None = None  # -sum p log p
-    logsumexp: Float[Tensor, "*tokens"] | None = None
-    sum_p2: Float[Tensor, "*tokens"] | None = None  # sum p^2
-    mean_logprob: Float[Tensor, "*tokens"] | None = None  # mean of log p over the vocabulary, for label smoothing
+    logprobs: Float[Tensor, "*tokens"] = _ABSENT  # log p(id)
+    entropy: Float[Tensor, "*tokens"] = _ABSENT  # -sum p log p
+    logsumexp: Float[Tensor, "*tokens"] = _ABSENT
+    sum_p2: Float[Tensor, "*tokens"] = _ABSENT  # sum p^2
+    mean_logprob: Float[Tensor, "*tokens"] = _ABSENT  # mean of log p over the vocabulary, for label smoothing
 
 
 def token_logprobs(
@@ -106,8 +109,8 @@ def linear_logprobs(
     _check_scored(who, "hidden", hidden, ids, loss_mask, outputs)
     _check_head(who, hidden, weight, bias)
     if softcap is not None:
-        check_range(who, "softcap", softcap, 0, open_low=True)
-    check_range(who, "logit_scale", logit_scale, 0, open_low=True)
+        _check_positive(who, "softcap", softcap)
+    _check_positive(who, "logit_scale", logit_scale)
     statistics = linear_statistics(
         hidden,
         weight,
@@ -147,15 +150,14 @@ def sequence_mean_logps(
 
 
 def _stats(statistics: Tensor, ids: Tensor, outputs: Sequence[str]) -> TokenStats:
-    rows = dict(zip(STATISTICS, statistics, strict=True))
-    return TokenStats(**{name: rows[name].view(ids.shape) for name in outputs})
+    return TokenStats(**{name: statistics[STATISTICS.index(name)].view(ids.shape) for name in outputs})
 
 
 def _token_temperature(who: str, temperature: float | Tensor, ids: Tensor, like: Tensor) -> Tensor | None:
     """One temperature per token; None for 1."""
     dtype = statistics_dtype(like.dtype)
     if not isinstance(temperature, Tensor):
-        check_range(who, "temperature", temperature, 0, open_low=True)
+        _check_positive(who, "temperature", temperature)
         return None if temperature == 1 else torch.full(ids.shape, temperature, dtype=dtype, device=ids.device)
     check_device(who, "temperature", temperature, "ids", ids)
     if not temperature.is_floating_point() or temperature.requires_grad:
@@ -171,6 +173,11 @@ def _token_temperature(who: str, temperature: float | Tensor, ids: Tensor, like:
     if temperature.ndim < ids.ndim and temperature.ndim:
         temperature = temperature[:, None]
     return temperature.to(dtype).expand(ids.shape)
+
+
+def _check_positive(who: str, name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{who}: {name} must be a positive number, got {value!r}")
 
 
 def _check_scored(
@@ -207,6 +214,10 @@ def _check_scored(
 
 
 def _check_head(who: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if not isinstance(weight, Tensor):
+        raise ValueError(
+            f"{who}: weight must be a tensor, got {type(weight).__name__}; of a module pass its weight and bias"
+        )
     if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
         raise ValueError(
             f"{who}: weight must be [V, H] with the width H={hidden.shape[-1]} of hidden, got {list(weight.shape)}"

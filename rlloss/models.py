@@ -127,6 +127,11 @@ def lm_head(model: nn.Module, *, verify: bool = True) -> Head:
         model: A Hugging Face causal LM, also one wrapped by PEFT or `torch.compile`.
         verify: False skips the proof, for a model that cannot run it where you are (sharded, or first called inside
             `torch.compile`) and whose head was proved elsewhere.
+
+    >>> from transformers import GraniteConfig, GraniteForCausalLM
+    >>> size = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    >>> lm_head(GraniteForCausalLM(GraniteConfig(vocab_size=11, logits_scaling=8.0, **size))).logit_scale
+    0.125
     """
     model = getattr(model, "_orig_mod", model)
     inner = _unwrapped(model)
@@ -315,11 +320,11 @@ def _verify(model: nn.Module, head: Head) -> None:
                 output = model(input_ids=tokens, **options)
                 logits = output.logits if hasattr(output, "logits") else output[0]
             with torch.random.fork_rng(accelerators, device_type=kind):
-                hidden = _hidden_states(head.backbone, tokens)
-                expected = _logits(head, hidden)
+                operands = _operands(head, _hidden_states(head.backbone, tokens))
+                expected = _logits(head, operands)
     finally:
         hook.remove()
-    problem = _difference(logits, expected, max(torch.finfo(x.dtype).eps for x in (hidden, head.weight, logits)))
+    problem = _difference(logits, expected, max(torch.finfo(x.dtype).eps for x in (operands[0], logits)))
     if problem:
         raise ValueError(
             f"model_logprobs: {type(model).__name__} does something to its logits that is not in its head's recipe "
@@ -335,11 +340,10 @@ def _innermost(model: Any, backbone: nn.Module) -> nn.Module:
 
 
 def _make_loud(head: Head, hidden: Tensor) -> None:
-    hidden[:, -1] *= 100 / _logits(head, hidden[:, -1]).abs().amax().clamp(min=1e-6)
+    hidden[:, -1] *= 100 / _logits(head, _operands(head, hidden[:, -1])).abs().amax().clamp(min=1e-6)
 
 
-def _logits(head: Head, hidden: Tensor) -> Tensor:
-    operands = _operands(head, hidden)
+def _logits(head: Head, operands: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
     z = F.linear(*operands)
     z = head.logit_scale * (z if z.dtype is torch.float64 else z.float())
     return z if head.softcap is None else head.softcap * torch.tanh(z / head.softcap)

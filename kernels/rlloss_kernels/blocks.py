@@ -1,0 +1,86 @@
+"""Which rows a pass works on, a block at a time, and how their vectors are read without a copy of the whole."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+TILE_BYTES = 8 << 20  # two such tiles stay in a CPU's last-level cache
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which statistics of inputs of `dtype` are formed and returned."""
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+class Tokens(NamedTuple):
+    """Tokens in order, and what belongs to each of them."""
+
+    positions: Tensor  # into the flattened [*tokens]
+    ids: Tensor
+    temperature: Tensor | None
+
+    def blocks(self, columns: int, dtype: torch.dtype) -> Iterator[tuple[slice, "Tokens"]]:
+        """Consecutive tokens, as many at a time as a tile of `columns` of `dtype` has rows."""
+        size = max(1, TILE_BYTES // (columns * dtype.itemsize))
+        for start in range(0, len(self.positions), size):
+            rows = slice(start, start + size)
+            temperature = None if self.temperature is None else self.temperature[rows]
+            yield rows, Tokens(self.positions[rows], self.ids[rows], temperature)
+
+
+def tokens_that_count(
+    ids: Tensor, loss_mask: Tensor | None, temperature: Tensor | None, vocabulary: int, grad: Tensor | None = None
+) -> Tokens:
+    """The tokens inside `loss_mask` and, in the backward pass, with an upstream gradient [5, N] other than 0."""
+    counts = torch.ones_like(ids, dtype=torch.bool).flatten() if loss_mask is None else loss_mask.flatten()
+    if grad is not None:
+        counts = counts & (grad != 0).any(0)
+    positions = counts.nonzero().squeeze(1)
+    ids = ids.flatten()[positions].long()
+    if len(ids):
+        low, high = (int(x) for x in ids.aminmax())
+        if low < 0 or high >= vocabulary:
+            raise IndexError(
+                f"ids of tokens that count must lie in [0, {vocabulary}), got {low} to {high}; a position without a "
+                "target, such as -100, needs loss_mask=False"
+            )
+    return Tokens(positions, ids, None if temperature is None else temperature.flatten()[positions])
+
+
+class Rows:
+    """The vectors of x [*tokens, D] as rows of one strided matrix over x's own memory, whatever its strides."""
+
+    def __init__(self, x: Tensor):
+        *sizes, width = x.shape
+        unit = math.gcd(*x.stride()[:-1]) or 1
+        place = torch.zeros((), dtype=torch.long, device=x.device)
+        for size, stride in zip(sizes, x.stride(), strict=False):
+            place = place[..., None] + torch.arange(size, device=x.device) * (stride // unit)
+        self.place = place.flatten()
+        last = sum((size - 1) * stride // unit for size, stride in zip(sizes, x.stride(), strict=False))
+        self.matrix = x.as_strided((last + 1 if x.numel() else 0, width), (unit, x.stride(-1)))
+
+    def read(self, tokens: Tokens, out: Tensor) -> Tensor:
+        """Copies the vectors of `tokens` into `out`, in its dtype."""
+        place = self.place[tokens.positions]
+        if self.matrix.dtype is out.dtype:
+            return torch.index_select(self.matrix, 0, place, out=out)
+        return out.copy_(self.matrix.index_select(0, place))
+
+
+class Scratch:
+    """Tiles that are made once and used for every block: fresh memory costs a CPU more than an exp per element."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype):
+        self.like, self.dtype = like, dtype
+        self.buffers: dict[str, Tensor] = {}
+
+    def tile(self, name: str, rows: int, columns: int) -> Tensor:
+        """A contiguous `[rows, columns]` tile; one name is one piece of memory."""
+        size = rows * columns
+        if name not in self.buffers or len(self.buffers[name]) < size:
+            self.buffers[name] = self.like.new_empty(size, dtype=self.dtype)
+        return self.buffers[name][:size].view(rows, columns)
