@@ -56,7 +56,7 @@ def check_range(
 ) -> None:
     """Raises ValueError unless `low <= value <= high` (`low < value` when `open_low`)."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or math.isnan(value) or value < low or value > high or (open_low and value == low):
+    if not is_number or not low <= value <= high or (open_low and value == low):  # a NaN compares False
         bracket = "(" if open_low else "["
         raise ValueError(f"{who}: {name} must be a number in {bracket}{low:g}, {high:g}], got {value!r}")
 

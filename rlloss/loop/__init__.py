@@ -1,10 +1,11 @@
 """The minimal rollout-and-optimise loop; the only place that imports transformers, datasets and safetensors."""
 
 from rlloss.loop.batch import Batch, collate, micro_batches
+from rlloss.loop.curves import plot_curves
 from rlloss.loop.data import Pair, Prompt, Tokens, completions, pairs, prompts
 from rlloss.loop.offline import evaluate_offline, offline_batch, train_offline
 from rlloss.loop.online import evaluate_online, rollout, train_online
-from rlloss.loop.report import RunLog, before_after_table, plot_curves, read_metrics
+from rlloss.loop.report import RunLog, before_after_table, read_metrics
 from rlloss.loop.rewards import Rewards
 from rlloss.loop.rows import load_rows
 from rlloss.loop.run import run_steps

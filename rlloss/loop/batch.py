@@ -2,24 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from rlloss._checks import check_count
+from rlloss.loop.data import Tokens
 from rlloss.reduce import shift
 
 __all__ = ["Batch", "collate", "micro_batches"]
-
-
-class TokenSequence(Protocol):
-    """Anything with token ids and, per token, whether it is trained."""
-
-    @property
-    def input_ids(self) -> list[int]: ...
-    @property
-    def loss_mask(self) -> list[bool]: ...
 
 
 @dataclass
@@ -57,10 +48,9 @@ class Batch:
         return Batch(*map(function, own), rows_per_example=self.rows_per_example, fields=fields)
 
 
-def collate(sequences: Sequence[TokenSequence], *, rows_per_example: int = 1) -> Batch:
+def collate(sequences: Sequence[Tokens], *, rows_per_example: int = 1) -> Batch:
     """Pads sequences to the right and aligns ids and mask with the model's rows.
 
-    >>> from rlloss.loop.data import Tokens
     >>> batch = collate([Tokens([5, 6, 7], [False, True, True]), Tokens([8, 9], [False, True])])
     >>> batch.ids[batch.loss_mask].tolist()
     [6, 7, 9]
@@ -83,7 +73,6 @@ def micro_batches(batch: Batch, max_tokens: int) -> list[Tensor]:
     Sorting by length keeps the padding small; the step's normaliser makes the cut exact. Rows of one example stay
     together. An example that alone exceeds the budget gets a micro-batch of its own.
 
-    >>> from rlloss.loop.data import Tokens
     >>> rows = [Tokens([1] * n, [True] * n) for n in (2, 9, 3, 2)]
     >>> [part.tolist() for part in micro_batches(collate(rows), max_tokens=9)]
     [[1], [2, 0, 3]]

@@ -91,7 +91,12 @@ def write_checkpoint(
 
 
 def read_checkpoint(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors, on the CPU, and the `info` of a checkpoint, bit for bit as `write_checkpoint` got them."""
+    """The tensors, on the CPU, and the `info` of a checkpoint, bit for bit as `write_checkpoint` got them.
+
+    >>> read_checkpoint("no/such/folder")
+    Traceback (most recent call last):
+    FileNotFoundError: read_checkpoint: no/such/folder does not exist
+    """
     source = _readable(Path(folder))
     try:
         content = json.loads((source / _INFO).read_text("utf-8"))

@@ -1,7 +1,10 @@
-"""Rows to tokens: prompts to sample from, completions to imitate, pairs to compare."""
+"""Rows to tokens: prompts to sample from, completions to imitate, pairs to compare.
+
+Rows are those of `load_rows`, or dicts; a tokenizer is one of Hugging Face, or anything that is called like one.
+"""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
 __all__ = ["Pair", "Prompt", "Tokens", "completions", "load_rows", "pairs", "prompts"]
 
 logger = logging.getLogger("rlloss")
+
+_Encoder = Callable[[Any, list[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,11 @@ class Pair:
 
 
 class _Text(NamedTuple):
-    """A raw prompt and completion; a prompt of None is a text that is trained from its beginning."""
+    """A raw prompt and its completion; a text that is trained from its beginning has the empty prompt."""
 
     place: str
-    prompt: str | None
-    completion: str
+    prompt: str
+    completion: str = ""
 
 
 def prompts(
@@ -55,10 +60,7 @@ def prompts(
 ) -> list[Prompt]:
     """The `prompt` column as tokens: a text as it is, messages through the chat template up to the assistant's answer.
 
-    Args:
-        rows: Of `load_rows`, or dicts.
-        tokenizer: A Hugging Face tokenizer, or anything that is called like one.
-        max_prompt_length: Keeps the END of longer prompts and logs how many were cut; None cuts nothing.
+    `max_prompt_length` keeps the END of longer prompts and logs how many were cut.
 
     >>> def letters(texts, add_special_tokens):
     ...     return {"input_ids": [[ord(c) for c in text] for text in texts]}
@@ -70,12 +72,9 @@ def prompts(
         check_count("prompts", "max_prompt_length", max_prompt_length)
     placed = list(_placed("prompts", rows))
     texts = [_content(where, row, "prompt") for where, row in placed]
-    raw = _prompt_ids(
-        tokenizer, [(where, t) for (where, _), t in zip(placed, texts, strict=True) if isinstance(t, str)]
-    )
-    chats = [Chat(where, t) for (where, _), t in zip(placed, texts, strict=True) if not isinstance(t, str)]
-    streams = {True: iter(raw), False: iter(generation_prompts(tokenizer, chats))}
-    ids = [next(streams[isinstance(text, str)]) for text in texts]
+    wheres = (where for where, _ in placed)
+    items = [_Text(w, text) if isinstance(text, str) else Chat(w, text) for w, text in zip(wheres, texts, strict=True)]
+    ids = _in_order(tokenizer, items, _prompt_ids, generation_prompts)
     if max_prompt_length is not None:
         _report_cut("prompts", "max_prompt_length", max_prompt_length, ids)
         ids = [one[-max_prompt_length:] for one in ids]
@@ -178,7 +177,7 @@ def _completion(where: str, row: Mapping[str, Any]) -> _Text | Chat:
         text = _content(where, row, "text")
         if not isinstance(text, str):
             raise ValueError(f"{where}: field 'text' must be a text, got messages; name the column 'messages'")
-        return _Text(where, None, text)
+        return _Text(where, "", text)
     raise ValueError(
         f"{where}: needs the columns 'prompt' and 'completion', or 'messages', or only 'text'; got {list(row)}; "
         "rename yours with load_rows(..., columns={'completion': ...})"
@@ -250,10 +249,7 @@ def _common_prompt(
 def _tokens(who: str, tokenizer: Any, items: Sequence[_Text | Chat], max_length: int | None) -> list[Tokens]:
     if max_length is not None:
         check_count(who, "max_length", max_length)
-    texts = [item for item in items if isinstance(item, _Text)]
-    chats = [item for item in items if isinstance(item, Chat)]
-    streams = {True: _text_tokens(tokenizer, texts), False: chat_tokens(tokenizer, chats)}
-    made = [next(streams[isinstance(item, _Text)]) for item in items]
+    made = _in_order(tokenizer, items, _text_tokens, chat_tokens)
     if max_length is not None:
         _report_cut(who, "max_length", max_length, [ids for ids, _ in made])
     for item, (ids, mask) in zip(items, made, strict=True):
@@ -268,6 +264,13 @@ def _tokens(who: str, tokenizer: Any, items: Sequence[_Text | Chat], max_length:
     return [Tokens(ids[:max_length], mask[:max_length]) for ids, mask in made]
 
 
+def _in_order(tokenizer: Any, items: Sequence[_Text | Chat], of_texts: _Encoder, of_chats: _Encoder) -> list[Any]:
+    """Texts and chats are each encoded together, since tokenizers are fast on batches, and put back in order."""
+    texts = iter(of_texts(tokenizer, [item for item in items if isinstance(item, _Text)]))
+    chats = iter(of_chats(tokenizer, [item for item in items if isinstance(item, Chat)]))
+    return [next(texts if isinstance(item, _Text) else chats) for item in items]
+
+
 def _text_tokens(tokenizer: Any, texts: Sequence[_Text]) -> Iterator[tuple[list[int], list[bool]]]:
     eos = tokenizer.eos_token_id if texts else None
     if texts and eos is None:
@@ -275,20 +278,19 @@ def _text_tokens(tokenizer: Any, texts: Sequence[_Text]) -> Iterator[tuple[list[
             f"{texts[0].place}: the tokenizer has no eos_token, so the model would never learn to stop; "
             "set tokenizer.eos_token"
         )
-    # Of a text without a prompt, the prompt is what the tokenizer puts before any text.
-    before = _prompt_ids(tokenizer, [(text.place, text.prompt or "") for text in texts])
+    before = _prompt_ids(tokenizer, texts)  # of the empty prompt: what the tokenizer puts before any text
     after = token_ids(tokenizer, [text.completion for text in texts], special=False)
     for prompt, ids in zip(before, after, strict=True):
         completion = ids if ids[-1:] == [eos] else [*ids, eos]
         yield prompt + completion, [False] * len(prompt) + [True] * len(completion)
 
 
-def _prompt_ids(tokenizer: Any, texts: Sequence[tuple[str, str]]) -> list[list[int]]:
-    made = token_ids(tokenizer, [text for _, text in texts], special=True)
-    for (where, _), ids in zip(texts, made, strict=True):
+def _prompt_ids(tokenizer: Any, texts: Sequence[_Text]) -> list[list[int]]:
+    made = token_ids(tokenizer, [text.prompt for text in texts], special=True)
+    for text, ids in zip(texts, made, strict=True):
         if len(ids) > 1 and ids[-1] == tokenizer.eos_token_id:  # a single one is a BOS that is also the EOS
             raise ValueError(
-                f"{where}: the prompt's tokens end with the end-of-sequence token {ids[-1]}, after which a model "
+                f"{text.place}: the prompt's tokens end with the end-of-sequence token {ids[-1]}, after which a model "
                 "writes nothing; load the tokenizer with add_eos_token=False, or take the token out of the text"
             )
     return made

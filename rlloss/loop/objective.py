@@ -50,7 +50,6 @@ def _preference(loss_fn: Loss, stats: TokenStats, batch: Batch, keywords: dict[s
         chosen, rejected = rearrange(sequence_logps(logprobs, batch.loss_mask), "(pair side) -> side pair", side=2)
         return chosen, rejected
 
-    assert stats.logprobs is not None
     refs = sides(batch.fields["ref_logprobs"]) if loss_fn.needs_reference else (None, None)
     return loss_fn(*sides(stats.logprobs), *refs, **keywords)
 

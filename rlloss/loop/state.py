@@ -43,7 +43,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
-    """Puts back what `optimizer_tensors` gave; a ValueError names the first thing that differs from `optimizer`."""
+    """Puts back what `optimizer_tensors` gave; a ValueError names the first thing that differs from `optimizer`.
+
+    >>> optimizer = torch.optim.SGD([torch.ones(2)], lr=0.1)
+    >>> restore_optimizer(optimizer, *optimizer_tensors(optimizer))
+    """
     _check_optimizer(optimizer, info)
     used: dict[str, None] = {}
 
@@ -147,7 +151,8 @@ def _form(tensor: Tensor) -> str:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    # A copy, since one element counts as contiguous with any stride, and `view` then refuses it.
+    return tensor.detach().clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
 
 
 def _described(optimizer: torch.optim.Optimizer) -> list[list[Any]]:
