@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import rlloss
@@ -30,6 +31,7 @@ from rlloss.loop import (
 )
 
 ANSWER_TOKENS = 4  # three digits and the end of the sequence
+UPDATES_PER_STEP = 2
 
 
 def digits_tokenizer() -> PreTrainedTokenizerFast:
@@ -75,7 +77,7 @@ def exact_match(prompts: list[str], completions: list[str], answer: list[str], *
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=150, help="steps of GRPO")
+    parser.add_argument("--steps", type=int, default=240, help="steps of GRPO")
     parser.add_argument("--warm-start", type=float, default=0.6, help="accuracy at which SFT hands over")
     parser.add_argument("--folder", type=Path, default=Path("runs/grpo_addition"))
     args = parser.parse_args()
@@ -103,7 +105,15 @@ def main() -> None:
     )
 
     print("\nGRPO: 64 prompts x 8 completions a step, reward 1 for the right sum, else 0")
-    session = Session(model, tokenizer, reference=frozen_copy(model), learning_rate=3e-4, seed=args.seed)
+    updates = UPDATES_PER_STEP * args.steps
+    session = Session(
+        model,
+        tokenizer,
+        reference=frozen_copy(model),
+        learning_rate=5e-4,
+        scheduler=lambda optimizer: LambdaLR(optimizer, lambda k: min((k + 1) / 20, 1 - k / updates)),
+        seed=args.seed,
+    )
     before, answers_before = evaluate_online(session, held_out, exact_match, max_new_tokens=ANSWER_TOKENS)
     train_online(
         session,
@@ -114,7 +124,7 @@ def main() -> None:
         prompts_per_step=64,
         group_size=8,
         max_new_tokens=ANSWER_TOKENS,
-        updates_per_epoch=2,
+        updates_per_epoch=UPDATES_PER_STEP,
         recompute_old_logprobs=False,  # sampler and trainer are one float32 model: what it recorded is exact
         evaluate=evaluate,
         evaluate_every=10,
