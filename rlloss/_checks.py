@@ -88,6 +88,10 @@ def check_tokens_layout(who: str, loss_mask: Tensor, cu_seqlens: Tensor | None) 
         raise ValueError(
             f"{who}: cu_seqlens goes with packed [N] tensors, got loss_mask of shape {list(loss_mask.shape)}"
         )
+    if not isinstance(cu_seqlens, Tensor):
+        raise ValueError(
+            f"{who}: cu_seqlens must be int32 or int64 boundaries [0, ..., N], got {type(cu_seqlens).__name__}"
+        )
     if cu_seqlens.ndim != 1 or cu_seqlens.dtype not in (torch.int32, torch.int64) or cu_seqlens.shape[0] < 1:
         raise ValueError(
             f"{who}: cu_seqlens must be int32 or int64 boundaries [0, ..., N] of shape [S + 1], "

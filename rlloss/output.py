@@ -114,7 +114,7 @@ class Moments(_Metric, _MomentsFields):
 
     def __add__(self, other: "Moments") -> "Moments":
         count, delta = self.count + other.count, other.mean - self.mean
-        share = other.count / count.clamp(min=1)
+        share = other.count.to(other.mean.dtype) / count.clamp(min=1)
         return Moments(count, self.mean + delta * share, self.m2 + other.m2 + delta.square() * self.count * share)
 
 
@@ -205,6 +205,10 @@ def merge_metrics(parts: Iterable[Mapping[str, Metric]]) -> dict[str, Metric]:
     """Metrics of the whole batch from those of its parts (micro-batches, ranks): exact, in any order.
 
     A part that lacks a key simply does not vote on it.
+
+    >>> part = {"largest": Max(torch.tensor(1.0))}
+    >>> merge_metrics([part, {"largest": Max(torch.tensor(4.0))}])["largest"].value
+    tensor(4.)
     """
     merged: dict[str, Metric] = {}
     for part in parts:

@@ -4,7 +4,7 @@ from typing import Any, ClassVar, NamedTuple, TypedDict
 
 from torch import Tensor
 
-from rlloss._checks import check_like, check_range, check_tokens_layout
+from rlloss._checks import check_full_precision, check_like, check_range, check_tokens_layout
 from rlloss._typing import Bool, Float
 from rlloss.divergence import KLEstimator, KLGradient, check_kl, kl_k3, kl_term
 from rlloss.output import LossOutput, Max, Mean, Metric, Min, Moments
@@ -87,7 +87,7 @@ class PolicyLoss(Loss):
         check_range(self._who, "kl_coef", kl_coef, 0)
         check_kl(self._who, kl, kl_grad)
         check_range(self._who, "entropy_coef", entropy_coef)
-        check_range(self._who, "max_log_ratio", max_log_ratio, 0, 80, open_low=True)
+        check_range(self._who, "max_log_ratio", max_log_ratio, 0, 20, open_low=True)
         self.kl_coef = kl_coef
         self.kl: KLEstimator = kl
         self.kl_grad: KLGradient = kl_grad
@@ -174,9 +174,10 @@ class PolicyLoss(Loss):
 
     def objective(self, batch: PolicyBatch, normalizer: Normalizer | None) -> LossOutput:
         """Weights * (surrogate + kl_coef * KL) - entropy_coef * entropy, reduced, with its metrics."""
-        token_loss, metrics = self.surrogate(batch)
+        accepted = _without_rejected(batch)
+        token_loss, metrics = self.surrogate(accepted)
         if self.kl_coef:
-            token_loss = token_loss + self.kl_coef * self.ref_kl(batch)
+            token_loss = token_loss + self.kl_coef * self.ref_kl(accepted)
         token_loss = weighted(token_loss, batch.token_weights)
         if self.entropy_coef and batch.entropy is not None:
             token_loss = token_loss - self.entropy_coef * batch.entropy
@@ -235,8 +236,18 @@ class ClippedPolicyLoss(PolicyLoss):
         return token_loss, {"clip_frac": Mean.of(is_clipped.to(token_loss.dtype), batch.loss_mask)}
 
 
+def _without_rejected(batch: PolicyBatch) -> PolicyBatch:
+    """Zero where the weight is 0: a product's backward would make 0 * inf a NaN. Ratios are bounded as they are."""
+    if batch.token_weights is None:
+        return batch
+    names = ("logprobs", "old_logprobs", "ref_logprobs", "advantages")
+    given = {k: x for k, x in batch._asdict().items() if k in names and x is not None}
+    return batch._replace(**dict(zip(given, zero_masked(batch.token_weights != 0, *given.values()), strict=True)))
+
+
 def _token_advantages(who: str, advantages: Tensor, loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     num_sequences = loss_mask.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    check_full_precision(who, "advantages", advantages)
     if advantages.ndim == 1 and advantages.shape != loss_mask.shape and advantages.shape[0] == num_sequences:
         check_like(who, "advantages", advantages, "one value per sequence", loss_mask.new_empty(num_sequences))
         return to_tokens(advantages, loss_mask, cu_seqlens)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlloss._checks import check_full_precision, check_like, check_mask, check_range
+from rlloss._checks import check_device, check_full_precision, check_like, check_mask, check_range
 from rlloss._typing import Bool, Float
 from rlloss.output import LossOutput, Mean, Moments
 from rlloss.protocol import Loss
@@ -109,4 +109,5 @@ class PreferenceLoss(Loss):
         check_mask(who, "mask", mask, ndim=(1,))
         if mask.shape != chosen_logps.shape:
             raise ValueError(f"{who}: mask must be {list(chosen_logps.shape)} as chosen_logps, got {list(mask.shape)}")
+        check_device(who, "mask", mask, "chosen_logps", chosen_logps)
         return mask

@@ -42,7 +42,7 @@ class Counts(NamedTuple):
         return self if isinstance(other, int) and other == 0 else NotImplemented
 
 
-Normalizer = Counts | Tensor | float
+Normalizer = Counts | Tensor | float | int
 
 
 def count(loss_mask: Tensor, cu_seqlens: Tensor | None = None) -> Counts:
@@ -235,7 +235,7 @@ def reduce_sequences(
     return torch.where(mask, values, 0).sum() / _divisor(count(mask), normalizer, "sequences")
 
 
-def _divisor(own: Counts, normalizer: Normalizer | None, unit: Literal["tokens", "sequences"]) -> Tensor | float:
+def _divisor(own: Counts, normalizer: Normalizer | None, unit: Literal["tokens", "sequences"]) -> Tensor | float | int:
     if isinstance(normalizer, Counts) or normalizer is None:
         return getattr(normalizer or own, unit).clamp(min=1)
     if isinstance(normalizer, Tensor):

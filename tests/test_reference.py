@@ -170,8 +170,8 @@ def test_log_ratios_are_bounded_before_exp():
     assert grpo([[100.0]], [[0.0]], [-1.0], [[True]]) == close(math.exp(20))
     assert grpo([[-100.0]], [[0.0]], [-1.0], [[True]]) == close(0.8)
     assert grpo([[100.0]], [[0.0]], [-1.0], [[True]], max_log_ratio=3.0) == close(math.exp(3))
-    # A = 0 leaves the KL: k3 of log(ref / pi) = 100 is e^20 - 1 - 100, of -100 it is e^-20 - 1 + 100; r = e^-20
-    for ref, k3 in ((100.0, math.exp(20) - 101), (-100.0, math.exp(-20) + 99)):
+    # A = 0 leaves the KL: k3 of log(ref / pi) = 100 is cut to 20, of -100 to -20; r = e^-20
+    for ref, k3 in ((100.0, math.exp(20) - 21), (-100.0, math.exp(-20) + 19)):
         options = {"ref_logprobs": [[ref]], "kl_coef": 1.0}
         assert grpo([[0.0]], [[0.0]], [0.0], [[True]], kl_grad="literal", **options) == close(k3)
         assert grpo([[0.0]], [[70.0]], [0.0], [[True]], **options) == close(math.exp(-20) * k3)
@@ -458,8 +458,8 @@ def test_kl_estimators_by_hand():
     assert (kl_k2(-1.0, -4.0), kl_k2(-4.0, -1.0)) == (4.5, 4.5)
     assert kl_k3(-1.0, -3.0) == close(math.exp(-2) + 1)
     assert kl_k3(-3.0, -1.0) == close(math.exp(2) - 3)
-    # the exponent is bounded, the linear part is not
-    assert kl_k3(-100.0, 0.0, max_log_ratio=2.0) == close(math.exp(2) - 1 - 100)
+    # the log ratio is bounded as a whole, so that k3 is never negative
+    assert kl_k3(-100.0, 0.0, max_log_ratio=2.0) == close(math.exp(2) - 3)
     # near 0 it is d^2 / 2 + d^3 / 6, of which exp(d) - 1 - d would keep no digit
     assert kl_k3(0.0, 1e-7) == pytest.approx(0.5e-14 * (1 + 1e-7 / 3), rel=1e-6, abs=0)
 

@@ -54,15 +54,16 @@ def group_advantages(
     smallest = torch.full_like(x, torch.inf).scatter_reduce(0, group, torch.where(valid, x, torch.inf), "amin")
     x = torch.where(valid, x - smallest[group], 0)
     sizes = _group_sum(valid.double(), group)
-    centred = torch.where(valid, x - _group_sum(x, group) / sizes.clamp(min=1), 0)
+    mean = _group_sum(x, group) / sizes.clamp(min=1)
+    centred = torch.where(valid, x - mean, 0)
     if scale == "group":
         std = (_group_sum(centred.square(), group) / (sizes - 1).clamp(min=1)).sqrt()
         centred = centred / (std + eps)
     elif scale == "batch":
-        everything = torch.where(valid, rewards, 0).double()
+        everything = torch.where(valid, rewards.detach(), 0).double()
         deviation = torch.where(valid, everything - everything.sum() / valid.sum().clamp(min=1), 0)
         centred = centred / ((deviation.square().sum() / (valid.sum() - 1).clamp(min=1)).sqrt() + eps)
-    return torch.where(valid, centred, 0).to(rewards.dtype)
+    return torch.where(valid & (x != mean), centred, 0).to(rewards.dtype)
 
 
 def _group_sum(x: Tensor, group: Tensor) -> Tensor:

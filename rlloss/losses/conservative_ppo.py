@@ -107,7 +107,7 @@ class ConservativePPOLoss(ClippedPolicyLoss):
             penalty, hinge_metrics = self._batch_hinge(batch, normalizer, kl)
         else:
             penalty, hinge_metrics = self._sequence_hinge(batch, normalizer)
-        hinge_metrics["max_kl"] = Mean.constant(self.max_kl, hinge_metrics["kl_penalty"].count)
+        hinge_metrics["max_kl"] = Mean.constant(penalty.new_full((), self.max_kl), hinge_metrics["kl_penalty"].count)
         return LossOutput(loss + penalty, metrics | hinge_metrics)
 
     def statistics(
@@ -118,11 +118,14 @@ class ConservativePPOLoss(ClippedPolicyLoss):
         loss_mask: Tensor,
         *,
         ref_logprobs: Tensor,
+        entropy: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         **unused: Any,
     ) -> dict[str, Tensor]:
         """What `forward` needs of the whole step under a split: `{"kl": KL}`, from the step's detached numbers."""
-        batch = self.door(logprobs.detach(), old_logprobs, advantages, loss_mask, ref_logprobs, None, None, cu_seqlens)
+        batch = self.door(
+            logprobs.detach(), old_logprobs, advantages, loss_mask, ref_logprobs, entropy, None, cu_seqlens
+        )
         return {"kl": reduce_tokens(self.ref_kl(batch), loss_mask, "token_mean", cu_seqlens=cu_seqlens)}
 
     def _batch_hinge(

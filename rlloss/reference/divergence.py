@@ -60,9 +60,9 @@ def kl_k3(logprob: float, ref_logprob: float, max_log_ratio: float = 20.0) -> fl
     >>> kl_k3(-1.0, -1.0)
     0.0
     """
-    log_ratio = ref_logprob - logprob
+    log_ratio = bounded(ref_logprob - logprob, max_log_ratio)
     # expm1, because exp(x) - 1 loses the small divergences that matter most
-    return math.expm1(bounded(log_ratio, max_log_ratio)) - log_ratio
+    return math.expm1(log_ratio) - log_ratio
 
 
 def check_kl(kl: str, kl_grad: str) -> None:
