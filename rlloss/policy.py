@@ -16,6 +16,7 @@ from rlloss.reduce import (
     reduce_tokens,
     to_tokens,
     weighted,
+    within_sequences,
     zero_masked,
 )
 from rlloss.surrogate import RatioLevel, bounded, clipped_surrogate, log_ratios
@@ -151,6 +152,7 @@ class PolicyLoss(Loss):
                 'ask the log-prob functions for outputs=("logprobs", "entropy")'
             )
         advantages = _token_advantages(who, advantages, loss_mask, cu_seqlens)
+        loss_mask = within_sequences(loss_mask, cu_seqlens)
 
         def enter(x: Tensor | None) -> Tensor | None:
             return None if x is None else zero_masked(loss_mask, x)[0]
@@ -240,9 +242,8 @@ def _without_rejected(batch: PolicyBatch) -> PolicyBatch:
     """Zero where the weight is 0: a product's backward would make 0 * inf a NaN. Ratios are bounded as they are."""
     if batch.token_weights is None:
         return batch
-    names = ("logprobs", "old_logprobs", "ref_logprobs", "advantages")
-    given = {k: x for k, x in batch._asdict().items() if k in names and x is not None}
-    return batch._replace(**dict(zip(given, zero_masked(batch.token_weights != 0, *given.values()), strict=True)))
+    logprobs, advantages = zero_masked(batch.token_weights != 0, batch.logprobs, batch.advantages)
+    return batch._replace(logprobs=logprobs, advantages=advantages)
 
 
 def _token_advantages(who: str, advantages: Tensor, loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:

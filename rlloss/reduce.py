@@ -23,6 +23,7 @@ __all__ = [
     "shift",
     "to_tokens",
     "weighted",
+    "within_sequences",
     "zero_masked",
 ]
 
@@ -86,6 +87,13 @@ def shift(
         segment = _segments(loss_mask, cu_seqlens)
         mask[..., :-1] &= segment[1:] == segment[:-1]
     return ids, mask
+
+
+def within_sequences(loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """The mask without what lies behind the last boundary of a pack: it belongs to no sequence."""
+    if cu_seqlens is None:
+        return loss_mask
+    return loss_mask & (_segments(loss_mask, cu_seqlens) < cu_seqlens.shape[0] - 1)
 
 
 def zero_masked(loss_mask: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -333,3 +333,17 @@ def test_defaults_are_the_papers():
     )
     assert (GSPOLoss().clip_eps_low, GSPOLoss().clip_eps_high) == (3e-4, 4e-4)
     assert DPOLoss().beta == 0.1
+
+
+@pytest.mark.parametrize("loss_fn", [rlloss.SFTLoss(), rlloss.GRPOLoss()], ids=["sft", "grpo"])
+def test_tokens_behind_the_last_boundary_count_for_nothing(loss_fn):
+    logprobs, mask = torch.tensor([-1.0, -2.0, -9.0]), torch.ones(3, dtype=torch.bool)
+    cu_seqlens = torch.tensor([0, 2])
+
+    def run(mask):
+        inputs = (logprobs, mask) if loss_fn.family == "likelihood" else (logprobs, logprobs - 0.1, logprobs, mask)
+        return loss_fn(*inputs, cu_seqlens=cu_seqlens)
+
+    with_tail, without = run(mask), run(torch.tensor([True, True, False]))
+    assert with_tail.loss == without.loss
+    assert rlloss.scalars(with_tail.metrics) == rlloss.scalars(without.metrics)

@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, SupportsFloat
+from typing import Any, SupportsFloat
 
 __all__ = ["RunLog", "before_after_table", "read_metrics"]
 
@@ -94,7 +94,7 @@ class RunLog:
         if self._bar is not None:
             self._bar.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLog":
         return self
 
     def __exit__(

@@ -8,7 +8,15 @@ from rlloss._checks import check_choice, check_count, check_like, check_tokens_l
 from rlloss._typing import Bool, Float
 from rlloss.output import LossOutput, Mean
 from rlloss.protocol import Loss
-from rlloss.reduce import Normalizer, Reduction, check_normalizer, reduce_tokens, weighted, zero_masked
+from rlloss.reduce import (
+    Normalizer,
+    Reduction,
+    check_normalizer,
+    reduce_tokens,
+    weighted,
+    within_sequences,
+    zero_masked,
+)
 
 __all__ = ["SFTLoss"]
 
@@ -58,6 +66,7 @@ class SFTLoss(Loss):
         check_normalizer("SFTLoss", normalizer)
         check_tokens_layout("SFTLoss", loss_mask, cu_seqlens)
         check_like("SFTLoss", "logprobs", logprobs, "loss_mask", loss_mask)
+        loss_mask = within_sequences(loss_mask, cu_seqlens)
         if token_weights is not None:
             check_like("SFTLoss", "token_weights", token_weights, "loss_mask", loss_mask)
             (token_weights,) = zero_masked(loss_mask, token_weights.detach())
