@@ -121,7 +121,8 @@ def test_logits_entry_equals_oracle(tiles, dtype, vocabulary, masked, temperatur
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("masked", "temperature"), [(False, 1.0), (True, 0.7), (True, "token")])
 def test_head_entry_equals_oracle(tiles, dtype, vocabulary, head, masked, temperature):
-    *leaves, ids = inputs((3, 5, 8), (vocabulary, 8), (vocabulary,), ((3, 5), vocabulary), dtype=dtype)
+    # logits of deviation 1.6: an error of float32 logits is relative to their size, and so are those that follow
+    *leaves, ids = inputs((3, 5, 8), (vocabulary, 8), (vocabulary,), ((3, 5), vocabulary), dtype=dtype, std=0.75)
     head = dict(head)
     if not head.pop("bias", False):
         leaves = leaves[:2]
