@@ -227,9 +227,9 @@ def reduce_tokens(
         if normalizer is not None and not isinstance(normalizer, Counts):
             raise ValueError(f"reduce_tokens: the reduction 'sum' divides by nothing, got normalizer={normalizer!r}")
         return total
-    own = count(loss_mask, cu_seqlens)
+    counts = count(loss_mask, cu_seqlens) if normalizer is None else normalizer
     unit = "tokens" if reduction == "token_mean" else "sequences"
-    return total / (_divisor(own, normalizer, unit) * (max_length or 1))
+    return total / (_divisor(counts, unit) * (max_length or 1))
 
 
 def reduce_sequences(
@@ -240,12 +240,12 @@ def reduce_sequences(
     >>> float(reduce_sequences(torch.tensor([1.0, 3.0, torch.nan]), torch.tensor([True, True, False])))
     2.0
     """
-    return torch.where(mask, values, 0).sum() / _divisor(count(mask), normalizer, "sequences")
+    return torch.where(mask, values, 0).sum() / _divisor(count(mask) if normalizer is None else normalizer, "sequences")
 
 
-def _divisor(own: Counts, normalizer: Normalizer | None, unit: Literal["tokens", "sequences"]) -> Tensor | float | int:
-    if isinstance(normalizer, Counts) or normalizer is None:
-        return getattr(normalizer or own, unit).clamp(min=1)
+def _divisor(normalizer: Normalizer, unit: Literal["tokens", "sequences"]) -> Tensor | float | int:
+    if isinstance(normalizer, Counts):
+        return getattr(normalizer, unit).clamp(min=1)
     if isinstance(normalizer, Tensor):
         if normalizer.ndim != 0:
             raise ValueError(
