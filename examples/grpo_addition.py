@@ -1,77 +1,31 @@
 """GRPO on two-digit addition, from an untrained model, in about two minutes on two CPU cores.
 
-A small Llama is made from scratch and warm-started on sums with SFTLoss until it is right about every second time.
-From there on GRPO sees nothing but a reward: 1 for a right answer, 0 for a wrong one. Left out is what a real run
-adds (a pretrained model, chat templates, a GPU): examples/smollm2_addition.py is the same loop on such a model.
+A small Llama is made from scratch (examples/addition.py) and warm-started on sums by SFT until it is right about
+every second time. From there on GRPO sees nothing but a reward: 1 for a right answer, 0 for a wrong one. Left out is
+what a real run adds (a pretrained model, chat templates, a GPU): examples/smollm2_addition.py is the same loop on one.
 
     pip install -c constraints.txt -e ".[examples]" && python examples/grpo_addition.py
 """
 
 import argparse
-import random
 from pathlib import Path
-from typing import Any
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from addition import ANSWER_TOKENS, digits_tokenizer, exact_match, small_llama, sums, warm_start
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import rlloss
 from rlloss.loop import (
     Session,
     before_after_table,
-    completions,
     evaluate_online,
     frozen_copy,
     plot_curves,
     prompts,
-    train_offline,
     train_online,
 )
 
-ANSWER_TOKENS = 4  # three digits and the end of the sequence
 UPDATES_PER_STEP = 2
-
-
-def digits_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per character."""
-    vocabulary = {symbol: i for i, symbol in enumerate(["<pad>", "<eos>", *"0123456789+="])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
-
-
-def small_llama(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """3 layers x 128, 0.64 M parameters."""
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        max_position_embeddings=32,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
-    return LlamaForCausalLM(config)
-
-
-def sums(seed: int) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """All 10,000 sums of two numbers of two digits, in fixed width: 9,000 to train on and 1,000 held out."""
-    rows = [
-        {"prompt": f"{a:02d}+{b:02d}=", "completion": f"{a + b:03d}", "answer": f"{a + b:03d}"}
-        for a in range(100)
-        for b in range(100)
-    ]
-    random.Random(seed).shuffle(rows)
-    return rows[:9000], rows[9000:]
-
-
-def exact_match(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> list[float]:
-    """1 for the right sum, else 0."""
-    return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
 
 
 def main() -> None:
@@ -91,18 +45,7 @@ def main() -> None:
     def evaluate(session: Session) -> dict[str, float]:
         return {"accuracy": evaluate_online(session, held_out, exact_match, max_new_tokens=ANSWER_TOKENS)[0]}
 
-    print(f"Warm start: SFT on 9,000 sums, until {args.warm_start:.0%} of the sampled held-out answers are right")
-    warm_start = Session(model, tokenizer, learning_rate=2e-3)
-    train_offline(
-        warm_start,
-        completions(train_rows, tokenizer),
-        rlloss.SFTLoss(),
-        steps=2000,
-        batch_size=256,
-        evaluate=evaluate,
-        evaluate_every=20,
-        until=lambda numbers: numbers.get("accuracy", 0.0) >= args.warm_start,
-    )
+    warm_start(model, tokenizer, train_rows, evaluate, args.warm_start)
 
     print("\nGRPO: 64 prompts x 8 completions a step, reward 1 for the right sum, else 0")
     updates = UPDATES_PER_STEP * args.steps

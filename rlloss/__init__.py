@@ -3,23 +3,50 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from rlloss.advantages.group import group_advantages
+from rlloss.advantages.gae import gae
+from rlloss.advantages.group import group_advantages, informative_groups
+from rlloss.advantages.running import AdaptiveKLController, FixedKLController, RunningRewardNorm
+from rlloss.advantages.shaping import kl_shaped_rewards, overlong_penalty
+from rlloss.advantages.whiten import whiten
 from rlloss.divergence import kl_k1, kl_k2, kl_k3, kl_term
 from rlloss.logprobs import TokenStats, linear_logprobs, sequence_logps, sequence_mean_logps, token_logprobs
+from rlloss.losses.actor_critic import ActorCriticLoss
+from rlloss.losses.bradley_terry import BradleyTerryLoss
 from rlloss.losses.conservative_ppo import ConservativePPOLoss
+from rlloss.losses.dapo import DAPOLoss
 from rlloss.losses.dpo import DPOLoss
 from rlloss.losses.dr_grpo import DrGRPOLoss
 from rlloss.losses.grpo import GRPOLoss
 from rlloss.losses.gspo import GSPOLoss
+from rlloss.losses.ipo import IPOLoss
+from rlloss.losses.kto import KTOLoss, kto_kl
+from rlloss.losses.ppo import PPOLoss
+from rlloss.losses.reinforce import REINFORCELoss
+from rlloss.losses.rloo import RLOOLoss
 from rlloss.losses.sft import SFTLoss
-from rlloss.models import model_logprobs
-from rlloss.output import LossOutput, Max, Mean, Metric, Min, Moments, combine, merge_metrics, scalars, waist_gradient
+from rlloss.losses.simpo import SimPOLoss
+from rlloss.losses.value import ValueLoss
+from rlloss.models import hidden_logprobs, model_hidden, model_logprobs
+from rlloss.output import (
+    ExplainedVariance,
+    LossOutput,
+    Max,
+    Mean,
+    Metric,
+    Min,
+    Moments,
+    combine,
+    merge_metrics,
+    scalars,
+    waist_gradient,
+)
 from rlloss.policy import ClippedPolicyLoss, PolicyBatch, PolicyLoss, PolicyOptions
-from rlloss.preference import PreferenceLoss
+from rlloss.preference import PreferenceLoss, logistic_loss
 from rlloss.protocol import Loss
 from rlloss.reduce import (
     Counts,
     count,
+    last_tokens,
     prompt_mean_weights,
     reduce_sequences,
     reduce_tokens,
@@ -30,37 +57,62 @@ from rlloss.reduce import (
     to_tokens,
 )
 from rlloss.registry import get_loss, list_losses
+from rlloss.scalar import ScalarModel
 from rlloss.surrogate import clipped_surrogate, log_ratios
 
 __version__ = "0.1.0"
 
 __all__ = [
     # losses
+    "ActorCriticLoss",
+    "BradleyTerryLoss",
     "ConservativePPOLoss",
+    "DAPOLoss",
     "DPOLoss",
     "DrGRPOLoss",
     "GRPOLoss",
     "GSPOLoss",
+    "IPOLoss",
+    "KTOLoss",
+    "PPOLoss",
+    "REINFORCELoss",
+    "RLOOLoss",
     "SFTLoss",
+    "SimPOLoss",
+    "ValueLoss",
     "get_loss",
+    "kto_kl",
     "list_losses",
-    # the waist: per-token log-probs from logits, a head or a model
+    # the waist: per-token log-probs from logits, a head or a model; values and scores from a model
+    "ScalarModel",
     "TokenStats",
+    "hidden_logprobs",
     "linear_logprobs",
+    "model_hidden",
     "model_logprobs",
     "sequence_logps",
     "sequence_mean_logps",
     "shift",
     "token_logprobs",
     # rewards in, advantages out
+    "AdaptiveKLController",
+    "FixedKLController",
+    "RunningRewardNorm",
+    "gae",
     "group_advantages",
+    "informative_groups",
+    "kl_shaped_rewards",
+    "overlong_penalty",
+    "whiten",
     # what a loss is made of
     "clipped_surrogate",
     "kl_k1",
     "kl_k2",
     "kl_k3",
     "kl_term",
+    "last_tokens",
     "log_ratios",
+    "logistic_loss",
     "prompt_mean_weights",
     "reduce_sequences",
     "reduce_tokens",
@@ -71,6 +123,7 @@ __all__ = [
     # the protocol
     "ClippedPolicyLoss",
     "Counts",
+    "ExplainedVariance",
     "Loss",
     "LossOutput",
     "Max",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "ExplainedVariance",
     "LossOutput",
     "Max",
     "Mean",
@@ -24,7 +25,7 @@ __all__ = [
 
 
 class _Metric:
-    """What the four kinds share: `a + b` merges, `sum(parts)` works, `float(metric)` reads."""
+    """What all kinds share: `a + b` merges, `sum(parts)` works, `float(metric)` reads."""
 
     __slots__ = ()
 
@@ -118,6 +119,46 @@ class Moments(_Metric, _MomentsFields):
         return Moments(count, self.mean + delta * share, self.m2 + other.m2 + delta.square() * self.count * share)
 
 
+class _ExplainedVarianceFields(NamedTuple):
+    count: Tensor
+    target_mean: Tensor
+    target_m2: Tensor
+    error_mean: Tensor
+    error_m2: Tensor
+
+
+class ExplainedVariance(_Metric, _ExplainedVarianceFields):
+    """1 - Var(target - prediction) / Var(target): 1 for a perfect critic, 0 for a constant one; merged as Moments are.
+
+    >>> prediction, target = torch.tensor([1.0, 2.0, 2.0]), torch.tensor([1.0, 2.0, 3.0])
+    >>> round(float(ExplainedVariance.of(prediction, target, target > 0)), 4)
+    0.6667
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, predictions: Tensor, targets: Tensor, mask: Tensor) -> "ExplainedVariance":
+        """What `predictions` explain of `targets` where `mask` is True."""
+        targets = torch.where(mask, targets.detach(), 0)
+        target, error = Moments.of(targets, mask), Moments.of(targets - torch.where(mask, predictions, 0), mask)
+        return cls(*target, error.mean, error.m2)
+
+    @property
+    def value(self) -> Tensor:
+        """1 - Var(error) / Var(target); 0 where the targets do not vary."""
+        rounding = self.count * (4 * torch.finfo(self.target_m2.dtype).eps * self.target_mean).square()
+        varies = self.target_m2 > rounding
+        return torch.where(varies, 1 - self.error_m2 / torch.where(varies, self.target_m2, 1), 0)
+
+    def __add__(self, other: "ExplainedVariance") -> "ExplainedVariance":
+        target = Moments(self.count, self.target_mean, self.target_m2)
+        target += Moments(other.count, other.target_mean, other.target_m2)
+        error = Moments(self.count, self.error_mean, self.error_m2)
+        error += Moments(other.count, other.error_mean, other.error_m2)
+        return ExplainedVariance(*target, error.mean, error.m2)
+
+
 class _MaxFields(NamedTuple):
     largest: Tensor
 
@@ -166,7 +207,7 @@ class Min(_Metric, _MinFields):
         return Min(torch.minimum(self.smallest, other.smallest))
 
 
-Metric = Mean | Moments | Max | Min
+Metric = Mean | Moments | ExplainedVariance | Max | Min
 
 
 class LossOutput(NamedTuple):

@@ -1,6 +1,9 @@
-"""What all paired preference losses share: mask at the door, the margin, reduction, metrics."""
+"""What all losses over rows or pairs share: mask at the door, margin, logistic loss, reduction, metrics."""
+
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlloss._checks import check_device, check_full_precision, check_like, check_mask, check_range
@@ -9,14 +12,15 @@ from rlloss.output import LossOutput, Mean, Moments
 from rlloss.protocol import Loss
 from rlloss.reduce import Normalizer, check_normalizer, reduce_sequences, weighted, zero_masked
 
-__all__ = ["PreferenceLoss"]
+__all__ = ["PreferenceLoss", "logistic_loss"]
 
 
 class PreferenceLoss(Loss):
     """Base of the paired preference losses: a subclass writes its loss as one expression of the margin.
 
     forward(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps): per-sequence sums `[B]`
-    (`rlloss.sequence_logps`), float32 or float64. The margin of a pair, in nats, is
+    (`rlloss.sequence_logps`), or means (`rlloss.sequence_mean_logps`) where `length_normalized` says so, float32 or
+    float64. The margin of a pair, in nats, is
 
         h = (chosen_logps - ref_chosen_logps) - (rejected_logps - ref_rejected_logps)
 
@@ -30,6 +34,7 @@ class PreferenceLoss(Loss):
     """
 
     family = "preference"
+    length_normalized: bool = False  # whether its inputs are means per token, not sums
 
     def __init__(self, *, beta: float = 0.1, reference_free: bool = False) -> None:
         super().__init__()
@@ -41,7 +46,7 @@ class PreferenceLoss(Loss):
         """True unless the reference is taken as uniform."""
         return not self.reference_free
 
-    def pair_loss(self, margin: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def pair_loss(self, h: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """The loss of each pair as a function of its margin h."""
         raise NotImplementedError
 
@@ -58,15 +63,17 @@ class PreferenceLoss(Loss):
     ) -> LossOutput:
         """The loss and its metrics; the class docstring says what each argument means."""
         check_normalizer(self._who, normalizer)
-        mask = self._checked_mask(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, mask, weights)
+        refs = {"ref_chosen_logps": ref_chosen_logps, "ref_rejected_logps": ref_rejected_logps}
+        mask = row_mask(
+            self._who, mask, chosen_logps=chosen_logps, rejected_logps=rejected_logps, **refs, weights=weights
+        )
+        self._check_reference(refs)
         chosen, rejected = zero_masked(mask, chosen_logps, rejected_logps)
         if ref_chosen_logps is not None and ref_rejected_logps is not None:
             ref_chosen, ref_rejected = zero_masked(mask, ref_chosen_logps.detach(), ref_rejected_logps.detach())
             chosen, rejected = chosen - ref_chosen, rejected - ref_rejected
         margin = chosen - rejected
-        if weights is not None:
-            (weights,) = zero_masked(mask, weights.detach())
-        loss = reduce_sequences(weighted(self.pair_loss(margin), weights), mask, normalizer=normalizer)
+        loss = mean_of_rows(self.pair_loss, (margin,), mask, weights, normalizer)
         return LossOutput(
             loss,
             {
@@ -77,37 +84,60 @@ class PreferenceLoss(Loss):
             },
         )
 
-    def _checked_mask(
-        self,
-        chosen_logps: Tensor,
-        rejected_logps: Tensor,
-        ref_chosen_logps: Tensor | None,
-        ref_rejected_logps: Tensor | None,
-        mask: Tensor | None,
-        weights: Tensor | None,
-    ) -> Tensor:
-        who, refs = (
-            self._who,
-            {"ref_chosen_logps": ref_chosen_logps, "ref_rejected_logps": ref_rejected_logps},
-        )
-        check_full_precision(who, "chosen_logps", chosen_logps)
-        if chosen_logps.ndim != 1:
-            raise ValueError(
-                f"{who}: chosen_logps must be one sum per pair [B], got {list(chosen_logps.shape)}; "
-                "rlloss.sequence_logps(logprobs, loss_mask) makes it"
-            )
+    def _check_reference(self, refs: dict[str, Tensor | None]) -> None:
         for name, ref in refs.items():
             if self.reference_free and ref is not None:
-                raise ValueError(f"{who}: reference_free=True takes no reference, got {name}; pass None")
+                raise ValueError(f"{self._who}: reference_free=True takes no reference, got {name}; pass None")
             if not self.reference_free and ref is None:
-                raise ValueError(f"{who}: needs {name}, got None; or set reference_free=True")
-        for name, x in {"rejected_logps": rejected_logps, **refs, "weights": weights}.items():
-            if x is not None:
-                check_like(who, name, x, "chosen_logps", chosen_logps)
-        if mask is None:
-            return torch.ones_like(chosen_logps, dtype=torch.bool)
-        check_mask(who, "mask", mask, ndim=(1,))
-        if mask.shape != chosen_logps.shape:
-            raise ValueError(f"{who}: mask must be {list(chosen_logps.shape)} as chosen_logps, got {list(mask.shape)}")
-        check_device(who, "mask", mask, "chosen_logps", chosen_logps)
-        return mask
+                raise ValueError(f"{self._who}: needs {name}, got None; or set reference_free=True")
+
+
+def logistic_loss(logits: Float[Tensor, " B"], label_smoothing: float = 0.0) -> Float[Tensor, " B"]:
+    """The negative log-likelihood of "chosen wins", a share `label_smoothing` of the labels taken to be flipped.
+
+    -(1 - label_smoothing) log sigmoid(x) - label_smoothing log sigmoid(-x), with the slope
+    sigmoid(x) - 1 + label_smoothing.
+
+    >>> logistic_loss(torch.tensor([0.0])).tolist()
+    [0.6931471824645996]
+    """
+    return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
+
+
+def mean_of_rows(
+    row_loss: Callable[..., Tensor],
+    inputs: Sequence[Tensor],
+    mask: Tensor,
+    weights: Tensor | None,
+    normalizer: Normalizer | None,
+) -> Tensor:
+    """The weighted mean of `row_loss(*inputs)` over the rows that count.
+
+    A row of weight 0 enters as 0: what stands there could be infinite, and 0 * inf is NaN in the product's backward.
+    """
+    if weights is not None:
+        (weights,) = zero_masked(mask, weights.detach())
+        inputs = zero_masked(weights != 0, *inputs)
+    return reduce_sequences(weighted(row_loss(*inputs), weights), mask, normalizer=normalizer)
+
+
+def row_mask(who: str, mask: Tensor | None, **rows: Tensor | None) -> Tensor:
+    """The rows that count, all of them where `mask` is None, after checking that every tensor has one value per row."""
+    (first_name, first), *others = rows.items()
+    assert first is not None
+    check_full_precision(who, first_name, first)
+    if first.ndim != 1:
+        raise ValueError(
+            f"{who}: {first_name} must be one number per row [B], got {list(first.shape)}; of per-token log-probs "
+            "rlloss.sequence_logps(logprobs, loss_mask) makes it"
+        )
+    for name, x in others:
+        if x is not None:
+            check_like(who, name, x, first_name, first)
+    if mask is None:
+        return torch.ones_like(first, dtype=torch.bool)
+    check_mask(who, "mask", mask, ndim=(1,))
+    if mask.shape != first.shape:
+        raise ValueError(f"{who}: mask must be {list(first.shape)} as {first_name}, got {list(mask.shape)}")
+    check_device(who, "mask", mask, first_name, first)
+    return mask

@@ -7,15 +7,16 @@ from torch import nn
 __all__ = ["Exactness", "Family", "Loss"]
 
 Exactness = Literal["sum", "statistic", "waist"]
-Family = Literal["policy", "likelihood", "preference"]
+Family = Literal["policy", "value", "likelihood", "preference", "unpaired", "reward"]
 
 
 class Loss(nn.Module):
     """Base of all losses. `forward` takes tensors, never changes state and returns a `LossOutput`.
 
     `family` names the signature of `forward`, so that a loop can call any member of it:
-    `policy` (logprobs, old_logprobs, advantages, loss_mask), `likelihood` (logprobs, loss_mask), `preference`
-    (chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps).
+    `policy` (logprobs, old_logprobs, advantages, loss_mask), `value` (values, old_values, returns, loss_mask),
+    `likelihood` (logprobs, loss_mask), `preference` (chosen_logps, rejected_logps, ref_chosen_logps,
+    ref_rejected_logps), `unpaired` (logps, ref_logps, desirable, kl=...), `reward` (chosen_rewards, rejected_rewards).
 
     `exactness` says how micro-batches and ranks reproduce the loss, gradient and metrics of the whole step:
     `sum`: given the step's `Counts` as `normalizer`, parts add up; `statistic`: also given what the loss's
@@ -28,6 +29,11 @@ class Loss(nn.Module):
     @property
     def needs_reference(self) -> bool:
         """Whether `forward`, with these hyperparameters, needs the log-probs of a frozen reference."""
+        return False
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether `forward` also takes the values of a critic."""
         return False
 
     @property

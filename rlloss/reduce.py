@@ -14,6 +14,7 @@ __all__ = [
     "Reduction",
     "check_normalizer",
     "count",
+    "last_tokens",
     "prompt_mean_weights",
     "reduce_sequences",
     "reduce_tokens",
@@ -166,6 +167,20 @@ def to_tokens(per_sequence: Tensor, loss_mask: Bool[Tensor, "*tokens"], cu_seqle
         return per_sequence[:, None].expand(loss_mask.shape)
     # one more entry for tokens behind the last boundary
     return torch.cat([per_sequence, per_sequence.new_zeros(1)])[_segments(loss_mask, cu_seqlens)]
+
+
+def last_tokens(loss_mask: Bool[Tensor, "*tokens"], cu_seqlens: Tensor | None = None) -> Bool[Tensor, "*tokens"]:
+    """True at the last trained token of every sequence; a sequence without any has none.
+
+    >>> last_tokens(torch.tensor([[True, True, False], [False, False, False]])).tolist()
+    [[False, True, False], [False, False, False]]
+    """
+    check_tokens_layout("last_tokens", loss_mask, cu_seqlens)
+    totals = sequence_lengths(loss_mask, cu_seqlens)
+    if cu_seqlens is not None:
+        totals = totals.cumsum(0)
+    # behind the last boundary stands 0, the count of no trained token
+    return loss_mask & (loss_mask.cumsum(-1) == to_tokens(totals, loss_mask, cu_seqlens))
 
 
 def prompt_mean_weights(

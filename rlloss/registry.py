@@ -4,25 +4,52 @@ import inspect
 from typing import Any
 
 from rlloss._checks import nearest
+from rlloss.losses.actor_critic import ActorCriticLoss
+from rlloss.losses.bradley_terry import BradleyTerryLoss
 from rlloss.losses.conservative_ppo import ConservativePPOLoss
+from rlloss.losses.dapo import DAPOLoss
 from rlloss.losses.dpo import DPOLoss
 from rlloss.losses.dr_grpo import DrGRPOLoss
 from rlloss.losses.grpo import GRPOLoss
 from rlloss.losses.gspo import GSPOLoss
+from rlloss.losses.ipo import IPOLoss
+from rlloss.losses.kto import KTOLoss
+from rlloss.losses.ppo import PPOLoss
+from rlloss.losses.reinforce import REINFORCELoss
+from rlloss.losses.rloo import RLOOLoss
 from rlloss.losses.sft import SFTLoss
+from rlloss.losses.simpo import SimPOLoss
+from rlloss.losses.value import ValueLoss
 from rlloss.protocol import Loss
 
 __all__ = ["get_loss", "list_losses"]
 
 _LOSSES: dict[str, type[Loss]] = {
+    "actor_critic": ActorCriticLoss,
+    "bradley_terry": BradleyTerryLoss,
     "conservative_ppo": ConservativePPOLoss,
+    "dapo": DAPOLoss,
     "dpo": DPOLoss,
     "dr_grpo": DrGRPOLoss,
     "grpo": GRPOLoss,
     "gspo": GSPOLoss,
+    "ipo": IPOLoss,
+    "kto": KTOLoss,
+    "ppo": PPOLoss,
+    "reinforce": REINFORCELoss,
+    "rloo": RLOOLoss,
     "sft": SFTLoss,
+    "simpo": SimPOLoss,
+    "value": ValueLoss,
 }
-_ALIASES = {"drgrpo": "dr_grpo", "conservativeppo": "conservative_ppo", "nll": "sft", "causal_lm": "sft"}
+_ALIASES = {
+    "bt": "bradley_terry",
+    "causal_lm": "sft",
+    "conservativeppo": "conservative_ppo",
+    "drgrpo": "dr_grpo",
+    "nll": "sft",
+    "reward": "bradley_terry",
+}
 
 
 def list_losses() -> list[str]:

@@ -14,24 +14,48 @@ from torch import Tensor
 import rlloss
 import rlloss.reference
 from rlloss import (
+    ActorCriticLoss,
+    BradleyTerryLoss,
     ConservativePPOLoss,
     Counts,
+    DAPOLoss,
     DPOLoss,
     DrGRPOLoss,
     GRPOLoss,
     GSPOLoss,
+    IPOLoss,
+    KTOLoss,
     Loss,
     LossOutput,
     Mean,
     Moments,
+    PPOLoss,
+    REINFORCELoss,
+    RLOOLoss,
     SFTLoss,
+    SimPOLoss,
+    ValueLoss,
 )
 
-CARRIES_GRADIENT = ("logprobs", "entropy", "chosen_logps", "rejected_logps")
+CARRIES_GRADIENT = {
+    "logprobs",
+    "entropy",
+    "values",
+    "chosen_logps",
+    "rejected_logps",
+    "chosen_mean_logps",
+    "rejected_mean_logps",
+    "logps",
+    "chosen_rewards",
+    "rejected_rewards",
+}
 
 
 class Step(dict[str, Tensor]):
-    """A loss's inputs by argument name; every entry has one row per sequence (or pair) until it is packed."""
+    """A loss's inputs by argument name; every entry has one row per sequence (or pair) until it is packed.
+
+    An entry without dimensions is a number of the whole step, which every part of it gets.
+    """
 
     @property
     def mask(self) -> Tensor:
@@ -68,7 +92,7 @@ class Step(dict[str, Tensor]):
         return {k: torch.zeros_like(x) if x.grad is None else x.grad for k, x in self.waist.items()}
 
     def rows(self, index: Any) -> Self:
-        return self.map(lambda x: x[index])
+        return self.map(lambda x: x[index] if x.ndim else x)
 
     def padded(self, left: int, right: int, fill: float = 0.0) -> Self:
         """More columns (for pairs: more pairs) that do not count."""
@@ -92,6 +116,8 @@ class Step(dict[str, Tensor]):
         rows = self.mask if self.mask.ndim == 1 else self.mask.any(-1)
 
         def fill(x: Tensor) -> Tensor:
+            if x.ndim == 0:
+                return x
             return torch.where(self.mask if x.ndim == self.mask.ndim else rows, x, value)
 
         return self.map(lambda x: fill(x) if x.is_floating_point() else x)
@@ -127,6 +153,53 @@ def pairs(mask: Tensor, draw: Draw) -> Step:
     names = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
     logps = {name: 4 * draw(mask.shape[0]) - 10 for name in names}
     return Step(**logps, mask=mask.any(-1), weights=draw(mask.shape[0]).clamp(min=0))
+
+
+def mean_pairs(mask: Tensor, draw: Draw) -> Step:
+    means = {name: draw(mask.shape[0]) - 2 for name in ("chosen_mean_logps", "rejected_mean_logps")}
+    return Step(**means, mask=mask.any(-1), weights=draw(mask.shape[0]).clamp(min=0))
+
+
+def thumbs(mask: Tensor, draw: Draw) -> Step:
+    logps = {name: 4 * draw(mask.shape[0]) - 10 for name in ("logps", "ref_logps")}
+    extra = {"mask": mask.any(-1), "weights": draw(mask.shape[0]).clamp(min=0), "kl": draw(1).abs()[0]}
+    return Step(**logps, desirable=draw(mask.shape[0]) > 0, **extra)
+
+
+def scored_pairs(mask: Tensor, draw: Draw) -> Step:
+    names = ("chosen_rewards", "rejected_rewards", "margin")
+    scores = {name: draw(mask.shape[0]) for name in names}
+    return Step(**scores, mask=mask.any(-1), weights=draw(mask.shape[0]).clamp(min=0))
+
+
+def bare_scored_pairs(mask: Tensor, draw: Draw) -> Step:
+    step = scored_pairs(mask, draw)
+    return Step({k: step[k] for k in ("chosen_rewards", "rejected_rewards", "mask")})
+
+
+def critic(mask: Tensor, draw: Draw) -> Step:
+    values = draw(*mask.shape)
+    return Step(
+        values=values,
+        old_values=values + 0.4 * draw(*mask.shape),
+        returns=values + draw(*mask.shape),
+        loss_mask=mask,
+        token_weights=draw(*mask.shape).clamp(min=0),
+    )
+
+
+def bare_critic(mask: Tensor, draw: Draw) -> Step:
+    step = critic(mask, draw)
+    del step["token_weights"]
+    return step
+
+
+def policy_and_critic(mask: Tensor, draw: Draw) -> Step:
+    return Step(critic(mask, draw) | policy(mask, draw))
+
+
+def ppo_with_critic(*, value_coef: float, value_clip: float, **options: Any) -> ActorCriticLoss:
+    return ActorCriticLoss(policy=PPOLoss(**options), value=ValueLoss(value_clip=value_clip), value_coef=value_coef)
 
 
 def reference_free_pairs(mask: Tensor, draw: Draw) -> Step:
@@ -191,6 +264,11 @@ class Case:
     def __call__(self) -> Loss:
         return self.loss(**self.options)
 
+    @property
+    def file(self) -> str:
+        """The name of the loss's file, which is its name in the registry and in the reference."""
+        return type(self()).__module__.rpartition(".")[2]
+
     def step(self, rows: int = 6, columns: int = 7, *, seed: int = 0) -> Step:
         """A random step in float64; the third row holds no trained token, every other row at least one."""
         generator = torch.Generator().manual_seed(seed)
@@ -231,6 +309,28 @@ CASES = [
     Case("dpo", DPOLoss, pairs, {"beta": 0.2}),
     Case("dpo_smoothed", DPOLoss, pairs, {"beta": 0.3, "label_smoothing": 0.1}),
     Case("dpo_reference_free", DPOLoss, reference_free_pairs, {"reference_free": True}),
+    Case("ipo", IPOLoss, pairs, {"beta": 0.2}),
+    Case("ipo_means", IPOLoss, pairs, {"beta": 0.4, "length_normalized": True}),
+    Case("ipo_reference_free", IPOLoss, reference_free_pairs, {"reference_free": True}),
+    Case("simpo", SimPOLoss, mean_pairs, {"margin": 0.7}),
+    Case("simpo_smoothed", SimPOLoss, mean_pairs, {"beta": 1.5, "label_smoothing": 0.1}),
+    Case("kto", KTOLoss, thumbs, {"beta": 0.2}),
+    Case("kto_weighted", KTOLoss, thumbs, {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.7}),
+    Case("bradley_terry_bare", BradleyTerryLoss, bare_scored_pairs),
+    Case("bradley_terry", BradleyTerryLoss, scored_pairs, {"temperature": 0.7, "center_coef": 0.05}),
+    Case("bradley_terry_smoothed", BradleyTerryLoss, scored_pairs, {"label_smoothing": 0.2}),
+    Case("value", ValueLoss, critic),
+    Case("value_whole", ValueLoss, bare_critic, {"value_clip": 0.3, "halve": False}),
+    Case("value_unclipped", ValueLoss, critic, {"value_clip": None}),
+    Case("ppo_bare", PPOLoss, bare_policy, CLIP),
+    Case("ppo", PPOLoss, policy, DUAL),
+    Case("actor_critic", ppo_with_critic, policy_and_critic, DUAL | {"value_coef": 0.7, "value_clip": 0.3}),
+    Case("dapo_bare", DAPOLoss, bare_policy),
+    Case("dapo", DAPOLoss, policy, ALL),
+    Case("reinforce_bare", REINFORCELoss, bare_policy),
+    Case("reinforce", REINFORCELoss, policy, {"kl_coef": 0.3, "entropy_coef": 0.05}),
+    Case("rloo_bare", RLOOLoss, bare_policy, CLIP),
+    Case("rloo", RLOOLoss, policy, DUAL),
     Case("grpo_bare", GRPOLoss, bare_policy, CLIP),
     Case("grpo", GRPOLoss, policy, ALL),
     Case("grpo_dual_clip", GRPOLoss, policy, DUAL),

@@ -36,6 +36,16 @@ def test_law_8_one_graph_serves_every_length(case):
 ONE_OF_EACH = [
     "sft",
     "dpo_smoothed",
+    "ipo",
+    "simpo",
+    "kto_weighted",
+    "bradley_terry",
+    "value",
+    "ppo",
+    "actor_critic",
+    "dapo",
+    "reinforce",
+    "rloo",
     "grpo_dual_clip",
     "dr_grpo",
     "gspo",
@@ -49,7 +59,7 @@ def test_law_8_the_graph_has_a_backward(case):
     assert_compiles_to_one_graph(case, "aot_eager", rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["sft", "dpo", "grpo"], indirect=True)
+@pytest.mark.parametrize("case", ["sft", "dpo", "grpo", "kto", "bradley_terry", "value"], indirect=True)
 def test_law_8_inductor_agrees(case):
     assert_compiles_to_one_graph(case, "inductor", rtol=1e-5)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOPICS = ("advantages", "divergence", "law*", "losses", "output", "reduce", "surrogate")
+TOPICS = ("advantages", "divergence", "gae", "law*", "losses*", "output", "reduce", "shaping", "surrogate")
 FILES = [path for topic in TOPICS for path in sorted(ROOT.glob(f"tests/test_{topic}.py"))]
 # of the laws, one pass over every loss in each layout: the other repetitions call the same functions
 FEW = "not test_laws.py or law_3 or law_5"

@@ -1,8 +1,10 @@
 """The minimal rollout-and-optimise loop; the only place that imports transformers, datasets and safetensors."""
 
+from rlloss.loop.advantages import CriticAdvantages, GroupAdvantages, ShapedAdvantages
 from rlloss.loop.batch import Batch, collate, micro_batches
 from rlloss.loop.curves import plot_curves
 from rlloss.loop.data import Pair, Prompt, Tokens, completions, pairs, prompts
+from rlloss.loop.labelled import Labelled, labelled
 from rlloss.loop.offline import evaluate_offline, offline_batch, train_offline
 from rlloss.loop.online import evaluate_online, rollout, train_online
 from rlloss.loop.report import RunLog, before_after_table, read_metrics
@@ -10,16 +12,21 @@ from rlloss.loop.rewards import Rewards
 from rlloss.loop.rows import load_rows
 from rlloss.loop.run import run_steps
 from rlloss.loop.sampling import Completion, sample
+from rlloss.loop.scalar_folder import load_scalar_model
 from rlloss.loop.session import Session, frozen_copy
 
 __all__ = [
     "Batch",
     "Completion",
+    "CriticAdvantages",
+    "GroupAdvantages",
+    "Labelled",
     "Pair",
     "Prompt",
     "Rewards",
     "RunLog",
     "Session",
+    "ShapedAdvantages",
     "Tokens",
     "before_after_table",
     "collate",
@@ -27,7 +34,9 @@ __all__ = [
     "evaluate_offline",
     "evaluate_online",
     "frozen_copy",
+    "labelled",
     "load_rows",
+    "load_scalar_model",
     "micro_batches",
     "offline_batch",
     "pairs",

@@ -18,7 +18,8 @@ class Batch:
     """Rows of right-padded tokens. `ids`, `loss_mask` and per-token fields are aligned as `rlloss.shift` aligns them.
 
     `fields` holds what a loss wants besides log-probs, `[B]` or `[B, T]`: advantages, old_logprobs, ref_logprobs,
-    token_weights. Rows of a preference batch stand chosen, rejected, chosen, rejected: `rows_per_example` is 2.
+    token_weights; an entry without dimensions is a number of the whole step, which every part of it keeps. Rows of a
+    preference batch stand chosen, rejected, chosen, rejected: `rows_per_example` is 2.
     """
 
     input_ids: Tensor
@@ -33,10 +34,17 @@ class Batch:
         """Tokens per row, padding aside."""
         return self.attention_mask.sum(-1)
 
+    @property
+    def last_index(self) -> Tensor:
+        """Where in `input_ids` each row's last trained token stands; 0 in a row without any."""
+        # a row's mask is one step to the left of its tokens
+        positions = torch.arange(1, self.loss_mask.shape[1] + 1, device=self.loss_mask.device)
+        return (positions * self.loss_mask).amax(-1)
+
     def select(self, rows: Tensor, device: torch.device | str | None = None) -> "Batch":
         """Some rows, cut to the longest of them, on `device`."""
         width = int(self.lengths[rows].max()) if len(rows) else 0
-        return self._map(lambda x: (x[rows, :width] if x.ndim == 2 else x[rows]).to(device))
+        return self._map(lambda x: (x[rows, :width] if x.ndim == 2 else x[rows] if x.ndim else x).to(device))
 
     def to(self, device: torch.device | str) -> "Batch":
         """The whole batch on `device`."""

@@ -1,19 +1,21 @@
 """One adapter per loss family: how the loop calls any member of it, and no loss by name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from einops import rearrange
 from torch import Tensor
 
-from rlloss.logprobs import TokenStats, sequence_logps
+from rlloss.logprobs import sequence_logps, sequence_mean_logps
 from rlloss.loop.batch import Batch
 from rlloss.output import LossOutput
 from rlloss.protocol import Loss
 from rlloss.reduce import Counts, count
 
-__all__ = ["Objective", "objective_of"]
+__all__ = ["Objective", "Waist", "check_batch", "check_language_model", "objective_of", "outputs_of"]
+
+Waist = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -21,51 +23,93 @@ class Objective:
     """What the loop needs to know of a family.
 
     Args:
-        outputs: Per-token statistics that its losses can use; those with a gradient are the waist.
-        call: (loss_fn, statistics, batch, keywords) -> LossOutput.
+        outputs: What its losses read of the models: per token `logprobs`, `entropy` and `values` (of the critic),
+            per sequence `scores` (of a reward model). Those with a gradient are the waist.
+        call: (loss_fn, waist, batch, keywords) -> LossOutput.
         counts: What one batch contributes to the step's normaliser.
         rows_per_example: Rows that must stay in one micro-batch.
+        fields: What the batch must hold besides.
     """
 
     outputs: tuple[str, ...]
-    call: Callable[[Loss, TokenStats, Batch, dict[str, Any]], LossOutput]
+    call: Callable[[Loss, Waist, Batch, dict[str, Any]], LossOutput]
     counts: Callable[[Batch], Counts]
     rows_per_example: int = 1
+    fields: tuple[str, ...] = ()
 
 
-def _policy(loss_fn: Loss, stats: TokenStats, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
-    optional = {k: v for k, v in batch.fields.items() if k in ("ref_logprobs", "token_weights")}
-    old_logprobs, advantages = batch.fields.get("old_logprobs"), batch.fields["advantages"]
+def _policy(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
+    fields = batch.fields
+    optional = {name: fields[name] for name in ("ref_logprobs", "token_weights") if name in fields}
+    if loss_fn.needs_critic:
+        optional |= {"values": waist["values"], "old_values": fields.get("old_values"), "returns": fields["returns"]}
+    old_logprobs, advantages = fields.get("old_logprobs"), fields["advantages"]
     return loss_fn(
-        stats.logprobs, old_logprobs, advantages, batch.loss_mask, entropy=stats.entropy, **optional, **keywords
+        waist["logprobs"], old_logprobs, advantages, batch.loss_mask, entropy=waist["entropy"], **optional, **keywords
     )
 
 
-def _likelihood(loss_fn: Loss, stats: TokenStats, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
-    return loss_fn(stats.logprobs, batch.loss_mask, token_weights=batch.fields.get("token_weights"), **keywords)
+def _value(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
+    old_values, returns = batch.fields.get("old_values"), batch.fields["returns"]
+    weights = batch.fields.get("token_weights")
+    return loss_fn(waist["values"], old_values, returns, batch.loss_mask, token_weights=weights, **keywords)
 
 
-def _preference(loss_fn: Loss, stats: TokenStats, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
+def _likelihood(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
+    return loss_fn(waist["logprobs"], batch.loss_mask, token_weights=batch.fields.get("token_weights"), **keywords)
+
+
+def _preference(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
+    of_sequence = sequence_mean_logps if getattr(loss_fn, "length_normalized", False) else sequence_logps
+
     def sides(logprobs: Tensor) -> tuple[Tensor, Tensor]:
-        chosen, rejected = rearrange(sequence_logps(logprobs, batch.loss_mask), "(pair side) -> side pair", side=2)
-        return chosen, rejected
+        return _sides(of_sequence(logprobs, batch.loss_mask))
 
-    refs = sides(batch.fields["ref_logprobs"]) if loss_fn.needs_reference else (None, None)
-    return loss_fn(*sides(stats.logprobs), *refs, **keywords)
+    refs = sides(batch.fields["ref_logprobs"]) if loss_fn.needs_reference else ()
+    return loss_fn(*sides(waist["logprobs"]), *refs, **keywords)
+
+
+def _unpaired(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
+    logps = sequence_logps(waist["logprobs"], batch.loss_mask)
+    ref_logps = sequence_logps(batch.fields["ref_logprobs"], batch.loss_mask)
+    return loss_fn(logps, ref_logps, batch.fields["desirable"], kl=batch.fields["kl"], **keywords)
+
+
+def _reward(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
+    return loss_fn(*_sides(waist["scores"]), **keywords)
+
+
+def _sides(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Chosen and rejected of rows that alternate."""
+    chosen, rejected = rearrange(rows, "(pair side) -> side pair", side=2)
+    return chosen, rejected
 
 
 def _count_tokens(batch: Batch) -> Counts:
     return count(batch.loss_mask)
 
 
+def _count_rows(batch: Batch) -> Counts:
+    return count(batch.loss_mask.any(-1))
+
+
 def _count_pairs(batch: Batch) -> Counts:
     return count(batch.loss_mask[::2].any(-1))
 
 
+def outputs_of(loss_fn: Loss) -> tuple[str, ...]:
+    """What a loss reads of the models: what its family does, and the critic where it has one."""
+    outputs = objective_of(loss_fn).outputs
+    return outputs + ("values",) * (loss_fn.needs_critic and "values" not in outputs)
+
+
 _FAMILIES = {
-    "policy": Objective(("logprobs", "entropy"), _policy, _count_tokens),
+    "policy": Objective(("logprobs", "entropy"), _policy, _count_tokens, fields=("advantages",)),
+    "value": Objective(("values",), _value, _count_tokens, fields=("returns",)),
     "likelihood": Objective(("logprobs",), _likelihood, _count_tokens),
     "preference": Objective(("logprobs",), _preference, _count_pairs, rows_per_example=2),
+    "unpaired": Objective(("logprobs",), _unpaired, _count_rows, fields=("desirable", "kl")),
+    "reward": Objective(("scores",), _reward, _count_pairs, rows_per_example=2),
 }
 
 
@@ -78,3 +122,33 @@ def objective_of(loss_fn: Any) -> Objective:
             f"attribute to one of {sorted(_FAMILIES)} (see rlloss.Loss)"
         )
     return _FAMILIES[family]
+
+
+def check_batch(loss_fn: Loss, batch: Batch, *, scalar_model: bool, critic: bool) -> None:
+    """Raises ValueError unless the session's models and the batch have what the loss reads."""
+    objective, who = objective_of(loss_fn), type(loss_fn).__name__
+    if "scores" in objective.outputs and not scalar_model:
+        raise ValueError(f"{who}: trains a reward model; pass Session(rlloss.ScalarModel(model), ...)")
+    if "logprobs" in objective.outputs:
+        check_language_model(who, scalar_model)
+    if "values" in outputs_of(loss_fn) and not critic:
+        raise ValueError(f"{who}: needs a critic, got None; pass Session(..., critic=rlloss.ScalarModel(model))")
+    if loss_fn.needs_reference and "ref_logprobs" not in batch.fields:
+        raise ValueError(
+            f"{who}: needs the reference's log-probs; set "
+            "batch.fields['ref_logprobs'] = session.logprobs(batch, reference=True)"
+        )
+    for name in (*objective.fields, *(("returns",) if loss_fn.needs_critic else ())):
+        if name not in batch.fields:
+            raise ValueError(f"{who}: needs batch.fields[{name!r}], which holds {sorted(batch.fields)}")
+    if batch.rows_per_example != objective.rows_per_example:
+        raise ValueError(
+            f"{who}: its family trains {objective.rows_per_example} rows per example, got a "
+            f"batch with {batch.rows_per_example}"
+        )
+
+
+def check_language_model(who: str, scalar_model: bool) -> None:
+    """Raises ValueError where the session's model is a `ScalarModel`, which has no log-probs."""
+    if scalar_model:
+        raise ValueError(f"{who}: needs a language model, and this session's model is a rlloss.ScalarModel")

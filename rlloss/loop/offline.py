@@ -1,22 +1,33 @@
-"""Offline training: likelihood losses on completions, preference losses on pairs."""
+"""Offline training: likelihood on completions, preferences and reward models on pairs, KTO on labelled answers."""
 
 from collections.abc import Sequence
 from typing import Unpack
 
+import torch
+from torch import Tensor
+
+from rlloss.logprobs import sequence_logps
 from rlloss.loop.batch import Batch, collate
 from rlloss.loop.data import Pair, Tokens
+from rlloss.loop.labelled import Labelled
 from rlloss.loop.objective import objective_of
 from rlloss.loop.run import RunOptions, example_order, run_steps
 from rlloss.loop.session import Session
-from rlloss.output import scalars
+from rlloss.losses.kto import kto_kl
+from rlloss.output import Mean, scalars
 from rlloss.protocol import Loss
 
 __all__ = ["evaluate_offline", "offline_batch", "train_offline"]
 
 
+Example = Tokens | Pair | Labelled
+
+_EXAMPLES: dict[str, type] = {"likelihood": Tokens, "preference": Pair, "reward": Pair, "unpaired": Labelled}
+
+
 def train_offline(
     session: Session,
-    examples: Sequence[Tokens | Pair],
+    examples: Sequence[Example],
     loss_fn: Loss,
     *,
     steps: int,
@@ -24,15 +35,18 @@ def train_offline(
     seed: int = 0,
     **options: Unpack[RunOptions],
 ) -> list[dict[str, float]]:
-    """Trains a policy on fixed data, one update per step of `batch_size` examples, in a new order every epoch.
+    """Trains a policy, or a reward model, on fixed data: one update per step of `batch_size` examples.
+
+    Every epoch has its own order.
 
     Args:
         examples: From `rlloss.loop.completions` for the family `likelihood`, from `rlloss.loop.pairs` for
-            `preference`.
+            `preference` and `reward`, from `rlloss.loop.labelled` for `unpaired`.
         seed: Of the order of examples.
         **options: `RunOptions`: folder, evaluation, checkpoints, resumption.
     """
     objective_of(loss_fn)
+    session.track(loss=loss_fn)
     order = example_order(len(examples), batch_size, seed)
 
     def train_step(step: int) -> dict[str, float]:
@@ -50,25 +64,47 @@ def train_offline(
 
 
 def evaluate_offline(
-    session: Session, examples: Sequence[Tokens | Pair], loss_fn: Loss, prefix: str = "eval/"
+    session: Session, examples: Sequence[Example], loss_fn: Loss, prefix: str = "eval/"
 ) -> dict[str, float]:
     """The loss and its metrics on held-out examples, without gradient: what `evaluate` of a run wants."""
     loss, metrics = session.forward(offline_batch(session, examples, loss_fn), loss_fn)
     return {f"{prefix}{name}": x for name, x in {"loss": loss, **scalars(metrics)}.items()}
 
 
-def offline_batch(session: Session, examples: Sequence[Tokens | Pair], loss_fn: Loss) -> Batch:
-    """Examples as one batch, with the reference's log-probs where the loss needs them."""
+def offline_batch(session: Session, examples: Sequence[Example], loss_fn: Loss) -> Batch:
+    """Examples as one batch, with the reference's log-probs and KTO's KL where the loss needs them."""
+    wanted = _EXAMPLES.get(loss_fn.family)
+    if wanted is None:
+        raise ValueError(
+            f"{type(loss_fn).__name__}: the family {loss_fn.family!r} does not train on fixed data; use train_online, "
+            f"or a loss of one of the families {sorted(_EXAMPLES)}"
+        )
     rows: list[Tokens] = []
     for example in examples:
-        wanted = Pair if loss_fn.family == "preference" else Tokens
         if not isinstance(example, wanted):
             raise ValueError(
                 f"{type(loss_fn).__name__}: trains on rlloss.loop.{wanted.__name__} examples "
                 f"(family {loss_fn.family!r}), got {type(example).__name__}"
             )
-        rows += [example.chosen, example.rejected] if isinstance(example, Pair) else [example]
+        rows += _rows(example)
     batch = collate(rows, rows_per_example=objective_of(loss_fn).rows_per_example)
     if loss_fn.needs_reference:
         batch.fields["ref_logprobs"] = session.logprobs(batch, reference=True)
+    labelled = [example for example in examples if isinstance(example, Labelled)]
+    if labelled:
+        batch.fields["desirable"] = torch.tensor([example.desirable for example in labelled])
+        batch.fields["kl"] = _mismatch_kl(session, collate([example.mismatched for example in labelled]))
     return batch
+
+
+def _rows(example: Example) -> list[Tokens]:
+    if isinstance(example, Pair):
+        return [example.chosen, example.rejected]
+    return [example.tokens if isinstance(example, Labelled) else example]
+
+
+def _mismatch_kl(session: Session, batch: Batch) -> Tensor:
+    policy, ref = (
+        sequence_logps(session.logprobs(batch, reference=reference), batch.loss_mask) for reference in (False, True)
+    )
+    return kto_kl(Mean.of(policy - ref, batch.loss_mask.any(-1)))

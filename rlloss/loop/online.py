@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlloss._checks import check_count
 from rlloss.advantages.group import group_advantages
+from rlloss.loop.advantages import CriticAdvantages, ShapedAdvantages
 from rlloss.loop.batch import Batch, collate
 from rlloss.loop.data import Prompt, Tokens
 from rlloss.loop.rewards import RewardFunction, Rewards
@@ -20,7 +21,7 @@ from rlloss.protocol import Loss
 
 __all__ = ["evaluate_online", "rollout", "train_online"]
 
-Advantages = Callable[[Tensor, Tensor], Tensor]
+Advantages = Callable[[Tensor, Tensor], Tensor] | ShapedAdvantages
 
 
 def train_online(
@@ -48,7 +49,8 @@ def train_online(
     Args:
         prompts: From `rlloss.loop.prompts`.
         rewards: (prompts, completions, **columns) -> list of numbers, or several of them (`Rewards` weighs them).
-        advantages: (rewards, group_ids) -> advantages, one per completion.
+        advantages: (rewards, group_ids) -> advantages, one per completion; or `CriticAdvantages` for PPO,
+            `GroupAdvantages` for a KL in the reward.
         recompute_old_logprobs: Takes the policy's own log-probs as `old_logprobs`, at the cost of a forward pass;
             False takes those that the sampler recorded.
         seed: Of the order of prompts and mini-batches.
@@ -56,23 +58,27 @@ def train_online(
     """
     for name, number in {"epochs_per_step": epochs_per_step, "updates_per_epoch": updates_per_epoch}.items():
         check_count("train_online", name, number)
-    if loss_fn.needs_reference and session.reference is None:
-        raise ValueError(
-            f"train_online: {type(loss_fn).__name__} needs a reference; pass Session(..., reference=frozen_copy(model))"
-        )
+    shaping = advantages if isinstance(advantages, ShapedAdvantages) else None
+    _check_models(session, loss_fn, shaping)
+    session.track(loss=loss_fn, **({} if shaping is None else {"advantages": shaping}))
     score = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
     order = example_order(len(prompts), prompts_per_step, seed)
 
     def train_step(step: int) -> dict[str, float]:
         chosen = [prompts[i] for i in order(step)]
-        batch, numbers = rollout(session, chosen, score, advantages, group_size, max_new_tokens)
-        updates = epochs_per_step * updates_per_epoch
-        if recompute_old_logprobs and updates > 1:
+        batch, numbers = rollout(session, chosen, score, group_size, max_new_tokens)
+        # one update of a policy that is its own old policy needs no old log-probs, unless the reward does
+        is_own_old = recompute_old_logprobs and epochs_per_step * updates_per_epoch == 1
+        if recompute_old_logprobs and not (is_own_old and shaping is None):
             batch.fields["old_logprobs"] = session.logprobs(batch)
-        elif recompute_old_logprobs:
-            del batch.fields["old_logprobs"]  # one update: the policy is its own old policy
         if session.reference is not None:
             batch.fields["ref_logprobs"] = session.logprobs(batch, reference=True)
+        if isinstance(advantages, ShapedAdvantages):
+            numbers |= advantages(session, batch)
+        else:
+            batch.fields["advantages"] = advantages(batch.fields["rewards"], batch.fields["group_ids"])
+        if is_own_old:
+            del batch.fields["old_logprobs"]
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         return numbers | optimise(session, batch, loss_fn, epochs_per_step, updates_per_epoch, generator)
 
@@ -89,18 +95,21 @@ def rollout(
     session: Session,
     prompts: Sequence[Prompt],
     rewards: Rewards,
-    advantages: Advantages,
     group_size: int,
     max_new_tokens: int,
 ) -> tuple[Batch, dict[str, float]]:
-    """Samples groups, scores them and returns the step's batch with `advantages` and the sampler's `old_logprobs`."""
+    """Samples groups and scores them: the step's batch with its `rewards`, and what is logged of it.
+
+    Its other fields: `group_ids` (the prompt's number), `finished` (False where `max_new_tokens` cut), and the
+    sampler's `old_logprobs`.
+    """
     completions = session.sample([p.ids for p in prompts], group_size=group_size, max_new_tokens=max_new_tokens)
     asked = [p for p in prompts for _ in range(group_size)]
     values, _, numbers = _scored(session, asked, completions, rewards)
-    group_ids = repeat(torch.arange(len(prompts)), "prompts -> (prompts group)", group=group_size)
-
     batch = collate([_sequence(p, c) for p, c in zip(asked, completions, strict=True)])
-    batch.fields["advantages"] = advantages(values, group_ids)
+    batch.fields["rewards"] = values
+    batch.fields["group_ids"] = repeat(torch.arange(len(prompts)), "prompts -> (prompts group)", group=group_size)
+    batch.fields["finished"] = torch.tensor([c.finished for c in completions])
     batch.fields["old_logprobs"] = torch.zeros(batch.ids.shape).masked_scatter_(
         batch.loss_mask, torch.tensor([x for c in completions for x in c.logprobs])
     )
@@ -156,12 +165,32 @@ def optimise(
             norms.append(session.optim_step())
             losses.append(loss)
             metrics.append(part)
+    of_updates = {name: sum(n[name] for n in norms) / len(norms) for name in norms[0]}
     return {
         "loss": sum(losses) / len(losses),
         **scalars(merge_metrics(metrics)),
-        "grad_norm": sum(n["grad_norm"] for n in norms) / len(norms),
+        **of_updates,
         "learning_rate": norms[-1]["learning_rate"],
     }
+
+
+def _check_models(session: Session, loss_fn: Loss, shaping: ShapedAdvantages | None) -> None:
+    for part in (loss_fn, shaping):
+        if part is not None and part.needs_reference and session.reference is None:
+            raise ValueError(
+                f"train_online: {type(part).__name__} needs a reference; "
+                "pass Session(..., reference=frozen_copy(model))"
+            )
+    has_critic, critic = isinstance(shaping, CriticAdvantages), "Session(..., critic=rlloss.ScalarModel(model))"
+    if (has_critic or loss_fn.needs_critic) and session.critic is None:
+        who = type(shaping if has_critic else loss_fn).__name__
+        raise ValueError(f"train_online: {who} needs a critic; pass {critic}")
+    if loss_fn.needs_critic != has_critic:
+        raise ValueError(
+            f"train_online: a critic takes both, a loss that trains it and advantages that ask it, got "
+            f"{type(loss_fn).__name__} with {type(shaping).__name__}; pass rlloss.ActorCriticLoss(policy=..., "
+            "value=rlloss.ValueLoss()) and advantages=CriticAdvantages()"
+        )
 
 
 def _sequence(prompt: Prompt, completion: Completion) -> Tokens:

@@ -1,4 +1,4 @@
-"""A session: one policy with its optimiser, reference and sampler, behind four verbs."""
+"""A session: one model with its optimiser, reference, critic and sampler, behind four verbs."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from rlloss._checks import check_count, check_range
-from rlloss.logprobs import TokenStats
 from rlloss.loop.batch import Batch, micro_batches
 from rlloss.loop.checkpoint import read_checkpoint, write_checkpoint
-from rlloss.loop.objective import Objective, objective_of
+from rlloss.loop.objective import Objective, check_batch, check_language_model, objective_of, outputs_of
 from rlloss.loop.sampling import Completion, sample
+from rlloss.loop.scalar_folder import save_scalar_model
+from rlloss.loop.scoring import score
 from rlloss.loop.state import optimizer_tensors, restore_model, restore_optimizer, restore_rng, rng_tensors
-from rlloss.models import model_logprobs
 from rlloss.output import LossOutput, Metric, merge_metrics, waist_gradient
 from rlloss.protocol import Loss
+from rlloss.scalar import ScalarModel
 
 __all__ = ["Session", "frozen_copy"]
 
@@ -38,13 +39,17 @@ class Session:
     The policy stays in eval mode: dropout would make the ratio differ from 1 at the first update for no reason.
 
     Args:
-        model: Any Hugging Face causal LM; parameters with `requires_grad=False` stay frozen.
+        model: Any Hugging Face causal LM; parameters with `requires_grad=False` stay frozen. A `ScalarModel` makes it
+            the session of a reward model.
         tokenizer: Its tokenizer: end-of-sequence, padding, and text for reward functions.
         reference: The frozen model of KL terms and preference losses: `frozen_copy(model)`, or None.
+        critic: The value function of losses that need one: `ScalarModel(model)` is a head on the policy's trunk, which
+            one forward then serves; `ScalarModel(copy.deepcopy(model))` has a trunk of its own.
         learning_rate: Of AdamW with betas (0.9, 0.95) and no weight decay, where `optimizer` is None.
-        optimizer: An optimiser of your own over the model's parameters.
+        critic_learning_rate: Of the parameters that are the critic's alone; `learning_rate` where None.
+        optimizer: An optimiser of your own over the model's parameters, and the critic's.
         scheduler: A function that makes a learning-rate scheduler of the optimiser; stepped by `optim_step`.
-        max_grad_norm: Gradient-norm clip.
+        max_grad_norm: Gradient-norm clip, of policy and critic apart where they share nothing.
         temperature: Divides the logits, when sampling and when scoring alike.
         micro_batch_tokens: Padded tokens per forward pass.
         sample_rows: Completions that are decoded at once.
@@ -59,7 +64,9 @@ class Session:
         tokenizer: Any,
         *,
         reference: nn.Module | None = None,
+        critic: ScalarModel | None = None,
         learning_rate: float = 1e-6,
+        critic_learning_rate: float | None = None,
         optimizer: torch.optim.Optimizer | None = None,
         scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
         max_grad_norm: float = 1.0,
@@ -74,14 +81,18 @@ class Session:
             check_range("Session", name, number, 0, open_low=True)
         check_count("Session", "micro_batch_tokens", micro_batch_tokens)
         check_count("Session", "sample_rows", sample_rows)
-        trainable = [p for p in model.parameters() if p.requires_grad]
-        if not trainable:
-            raise ValueError("Session: no parameter of the model requires a gradient; unfreeze what should train")
         self.model, self.tokenizer = model.eval(), tokenizer
         self.reference = None if reference is None else reference.eval()
+        self.critic = None if critic is None else critic.eval()
+        trainable, of_critic = self._trainable()
         if optimizer is None:
+            rate = learning_rate if critic_learning_rate is None else critic_learning_rate
             check_range("Session", "learning_rate", learning_rate, 0)
-            optimizer = torch.optim.AdamW(trainable, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+            check_range("Session", "critic_learning_rate", rate, 0)
+            groups = [{"params": trainable}, {"params": of_critic, "lr": rate}][: 2 if of_critic else 1]
+            optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+        elif critic_learning_rate is not None:
+            raise ValueError("Session: critic_learning_rate is for the optimiser made here; set it in your own")
         self.optimizer = optimizer
         self.scheduler = None if scheduler is None else scheduler(optimizer)
         self.max_grad_norm, self.temperature = max_grad_norm, temperature
@@ -90,6 +101,7 @@ class Session:
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)
         self.step = 0
+        self._tracked: dict[str, nn.Module] = {}
         self._sampler: nn.Module | None = None
         self._sampler_step = -1
 
@@ -103,6 +115,7 @@ class Session:
         generator: torch.Generator | None = None,
     ) -> list[Completion]:
         """Completions of token prompts, prompt-major, with the log-probs that they were drawn with."""
+        check_language_model("Session.sample", isinstance(self.model, ScalarModel))
         return sample(
             self._current_sampler(),
             prompts,
@@ -121,12 +134,19 @@ class Session:
             raise ValueError("Session: needs a reference, got None; pass Session(..., reference=frozen_copy(model))")
         return self._waist(model, batch, ("logprobs",))["logprobs"].cpu()
 
+    def values(self, batch: Batch) -> Tensor:
+        """The critic's values `[B, T]` of every real token, without gradient: row t is that after reading token t.
+
+        So it is aligned with the log-probs: the value of the state in which `batch.ids[:, t]` is chosen.
+        """
+        return self._waist(self.model, batch, ("values",))["values"].cpu()
+
     def forward(self, batch: Batch, loss_fn: Loss) -> tuple[float, dict[str, Metric]]:
         """The loss of a batch and its metrics, without gradient."""
         objective = self._objective(batch, loss_fn)
-        waist = self._waist(self.model, batch, objective.outputs)
+        waist = self._waist(self.model, batch, outputs_of(loss_fn))
         with torch.no_grad():
-            out = objective.call(loss_fn, TokenStats(**waist), batch.to(self.device), {})
+            out = objective.call(loss_fn, waist, batch.to(self.device), {})
         return float(out.loss), out.metrics
 
     def forward_backward(self, batch: Batch, loss_fn: Loss) -> tuple[float, dict[str, Metric]]:
@@ -145,23 +165,33 @@ class Session:
 
     def optim_step(self) -> dict[str, float]:
         """Clips the gradient, updates the policy and clears the gradient."""
-        trainable = [p for group in self.optimizer.param_groups for p in group["params"]]
-        grad_norm = float(nn.utils.clip_grad_norm_(trainable, self.max_grad_norm))
-        if not grad_norm < float("inf"):
-            raise FloatingPointError(
-                f"Session: the gradient norm of update {self.step} is {grad_norm}; nothing was updated"
-            )
+        norms = {}
+        for name, parameters in self._clipped_apart().items():
+            norms[name] = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+            if not norms[name] < float("inf"):
+                which = "critic's gradient" if name.startswith("critic") else "gradient"
+                raise FloatingPointError(
+                    f"Session: the {which} norm of update {self.step} is {norms[name]}; nothing was updated"
+                )
         learning_rate = self.optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.scheduler is not None:
             self.scheduler.step()
         self.step += 1
-        return {"grad_norm": grad_norm, "learning_rate": float(learning_rate)}
+        return {**norms, "learning_rate": float(learning_rate)}
+
+    def track(self, **modules: nn.Module) -> None:
+        """Modules whose state joins the checkpoint, by name: controllers, running statistics, losses with a memory."""
+        self._tracked |= modules
 
     def save_state(self, folder: str | Path, info: dict[str, Any] | None = None) -> Path:
         """Writes everything that a resumed run needs, atomically: safetensors and JSON, no pickle."""
-        tensors = {f"model.{name}": x for name, x in self.model.state_dict().items()}
+        tensors = {
+            f"{part}.{name}": x
+            for part, module in self._saved_modules().items()
+            for name, x in module.state_dict().items()
+        }
         optimizer, optimizer_info = optimizer_tensors(self.optimizer)
         rng, rng_info = rng_tensors()
         tensors |= {f"optimizer.{name}": x for name, x in optimizer.items()}
@@ -179,7 +209,17 @@ class Session:
             return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
         state = saved["session"]
-        restore_model(self.model, part("model."))
+        modules = self._saved_modules()
+        for name in tensors:
+            if name.startswith(("critic.", "tracked.")) and not name.startswith(
+                tuple(f"{known}." for known in modules)
+            ):
+                raise ValueError(
+                    f"Session: the checkpoint holds {name!r}, for which this session has no module; build it with the "
+                    "critic, the loss and the advantages that were saved"
+                )
+        for name, module in modules.items():
+            restore_model(module, part(f"{name}."))
         restore_optimizer(self.optimizer, part("optimizer."), state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -189,8 +229,14 @@ class Session:
         return saved["info"]
 
     def save_model(self, folder: str | Path) -> Path:
-        """Writes policy and tokenizer as an ordinary transformers folder, with safetensors weights."""
-        self.model.save_pretrained(folder)
+        """Writes model and tokenizer as an ordinary transformers folder, with safetensors weights.
+
+        A reward model's folder is read by `rlloss.loop.load_scalar_model`.
+        """
+        if isinstance(self.model, ScalarModel):
+            save_scalar_model(self.model, folder)
+        else:
+            self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         return Path(folder)
 
@@ -202,7 +248,7 @@ class Session:
         outputs = []
         for rows in parts:
             part = batch.select(rows, self.device)
-            out = objective.call(loss_fn, self._score(self.model, part, objective.outputs), part, keywords)
+            out = objective.call(loss_fn, self._score(self.model, part, outputs_of(loss_fn)), part, keywords)
             out.loss.backward()
             outputs.append(LossOutput(out.loss.detach(), out.metrics))
         return outputs
@@ -210,54 +256,65 @@ class Session:
     def _backward_through_waist(
         self, batch: Batch, loss_fn: Loss, objective: Objective, parts: list[Tensor]
     ) -> LossOutput:
-        waist, step = self._waist(self.model, batch, objective.outputs), batch.to(self.device)
+        waist, step = self._waist(self.model, batch, outputs_of(loss_fn)), batch.to(self.device)
         out, gradients = waist_gradient(
-            lambda *values: objective.call(loss_fn, TokenStats(**dict(zip(waist, values, strict=True))), step, {}),
-            *waist.values(),
+            lambda *values: objective.call(loss_fn, dict(zip(waist, values, strict=True)), step, {}), *waist.values()
         )
         for rows in parts:
-            stats = self._score(self.model, batch.select(rows, self.device), objective.outputs)
-            values = [getattr(stats, name) for name in waist]
-            width = values[0].shape[1]
-            torch.autograd.backward(values, [g[rows.to(self.device), :width] for g in gradients])
+            part = self._score(self.model, batch.select(rows, self.device), tuple(waist))
+            own = [g[rows.to(self.device)] for g in gradients]
+            values = list(part.values())
+            own = [g if g.ndim == 1 else g[:, : x.shape[1]] for g, x in zip(own, values, strict=True)]
+            torch.autograd.backward(values, own)
         return out
 
     def _waist(self, model: nn.Module, batch: Batch, outputs: Sequence[str]) -> dict[str, Tensor]:
         waist: dict[str, Tensor] = {}
         with torch.no_grad():
             for rows in micro_batches(batch, self.micro_batch_tokens):
-                stats = self._score(model, batch.select(rows, self.device), outputs)
-                for name in outputs:
-                    part = getattr(stats, name)
-                    whole = waist.setdefault(name, part.new_zeros(batch.ids.shape))
-                    whole[rows.to(self.device), : part.shape[1]] = part
+                for name, part in self._score(model, batch.select(rows, self.device), outputs).items():
+                    shape = batch.ids.shape if part.ndim == 2 else batch.ids.shape[:1]
+                    whole = waist.setdefault(name, part.new_zeros(shape))
+                    if part.ndim == 2:
+                        whole[rows.to(self.device), : part.shape[1]] = part
+                    else:
+                        whole[rows.to(self.device)] = part
         return waist
 
     def _objective(self, batch: Batch, loss_fn: Loss) -> Objective:
-        objective = objective_of(loss_fn)
-        if loss_fn.needs_reference and "ref_logprobs" not in batch.fields:
-            raise ValueError(
-                f"{type(loss_fn).__name__}: needs the reference's log-probs; set "
-                "batch.fields['ref_logprobs'] = session.logprobs(batch, reference=True)"
-            )
-        if batch.rows_per_example != objective.rows_per_example:
-            raise ValueError(
-                f"{type(loss_fn).__name__}: its family trains {objective.rows_per_example} rows per example, got a "
-                f"batch with {batch.rows_per_example}"
-            )
-        return objective
+        check_batch(loss_fn, batch, scalar_model=isinstance(self.model, ScalarModel), critic=self.critic is not None)
+        return objective_of(loss_fn)
 
-    def _score(self, model: nn.Module, batch: Batch, outputs: Sequence[str]) -> TokenStats:
+    def _score(self, model: nn.Module, batch: Batch, outputs: Sequence[str]) -> dict[str, Tensor]:
         with self._autocast():
-            return model_logprobs(
-                model,
-                batch.input_ids,
-                batch.ids,
-                batch.loss_mask,
-                attention_mask=batch.attention_mask,
-                temperature=self.temperature,
-                outputs=outputs,
-            )
+            return score(model, self.critic, batch, outputs, self.temperature)
+
+    def _trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """The model's trainable parameters, and those that are the critic's alone."""
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        if not trainable:
+            raise ValueError("Session: no parameter of the model requires a gradient; unfreeze what should train")
+        own = set(self.model.parameters())
+        of_critic = [] if self.critic is None else [p for p in self.critic.parameters() if p.requires_grad]
+        return trainable, [p for p in of_critic if p not in own]
+
+    def _clipped_apart(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters whose gradients are clipped together, under the name of their norm."""
+        everything = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if self.critic is None or self.critic.shares_backbone_with(self.model):
+            return {"grad_norm": everything}
+        of_critic = set(self.critic.parameters())
+        return {
+            "grad_norm": [p for p in everything if p not in of_critic],
+            "critic_grad_norm": [p for p in everything if p in of_critic],
+        }
+
+    def _saved_modules(self) -> dict[str, nn.Module]:
+        """What a checkpoint holds of modules; a trunk that the critic shares is the model's."""
+        modules: dict[str, nn.Module] = {"model": self.model}
+        if self.critic is not None:
+            modules["critic"] = self.critic.head if self.critic.shares_backbone_with(self.model) else self.critic
+        return modules | {f"tracked.{name}": module for name, module in self._tracked.items()}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.autocast_dtype is None:

@@ -1,11 +1,10 @@
 """DPO: preferences as a logistic loss on the policy's own log-ratios."""
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from rlloss._checks import check_range
 from rlloss._typing import Float
-from rlloss.preference import PreferenceLoss
+from rlloss.preference import PreferenceLoss, logistic_loss
 
 __all__ = ["DPOLoss"]
 
@@ -35,7 +34,6 @@ class DPOLoss(PreferenceLoss):
         check_range(self._who, "label_smoothing", label_smoothing, 0, 0.5)
         self.label_smoothing = label_smoothing
 
-    def pair_loss(self, margin: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
-        """The smoothed logistic loss of the margin h."""
-        logits, smoothing = self.beta * margin, self.label_smoothing
-        return -(1 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)
+    def pair_loss(self, h: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """The smoothed logistic loss of beta h."""
+        return logistic_loss(self.beta * h, self.label_smoothing)

@@ -6,7 +6,7 @@ from numpy.typing import ArrayLike
 
 from rlloss.reference.divergence import check_kl, kl_k3, kl_term
 from rlloss.reference.reduce import advantage_rows, mean, reduced, rows
-from rlloss.reference.surrogate import importance_ratio, surrogate
+from rlloss.reference.surrogate import importance_log_ratio, importance_ratio, surrogate
 
 
 def token_losses(
@@ -59,8 +59,11 @@ def token_losses(
                 continue
             loss = 0.0
             if weight[i][t] != 0.0:  # weight 0 is rejection: no numerator, whatever its value
-                r = importance_ratio(new[i], old[i], mask[i], t, ratio_level, max_log_ratio)
-                loss = surrogate(r, advantage[i][t], clip_eps_low, clip_eps_high, dual_clip)
+                if ratio_level == "none":  # REINFORCE
+                    loss = -advantage[i][t] * new[i][t]
+                else:
+                    r = importance_ratio(new[i], old[i], mask[i], t, ratio_level, max_log_ratio)
+                    loss = surrogate(r, advantage[i][t], clip_eps_low, clip_eps_high, dual_clip)
                 if kl_coef != 0.0:
                     loss += kl_coef * kl_term(new[i][t], old[i][t], ref[i][t], frozen[i][t], kl, kl_grad, max_log_ratio)
                 loss *= weight[i][t]
@@ -132,7 +135,7 @@ def gspo(
         old_logprobs,
         advantages,
         loss_mask,
-        ratio_level="sequence",
+        ratio_level="geometric",
         clip_eps_low=clip_eps_low,
         clip_eps_high=clip_eps_high,
         **terms,
@@ -140,97 +143,78 @@ def gspo(
     return reduced(losses, "sequence_mean")
 
 
-def token_kls(
+def ppo(
     logprobs: ArrayLike,
     old_logprobs: ArrayLike | None,
-    ref_logprobs: ArrayLike,
+    advantages: ArrayLike,
     loss_mask: ArrayLike,
-    *,
-    cu_seqlens: ArrayLike | None,
-    frozen_logprobs: ArrayLike | None,
-    kl: str,
-    kl_grad: str,
-    max_log_ratio: float,
-) -> list[list[float]]:
-    """The KL term of every counted token, one row per sequence."""
-    mask = rows(loss_mask, cu_seqlens)
-    new = rows(logprobs, cu_seqlens)
-    frozen = new if frozen_logprobs is None else rows(frozen_logprobs, cu_seqlens)
-    old = frozen if old_logprobs is None else rows(old_logprobs, cu_seqlens)
-    ref = rows(ref_logprobs, cu_seqlens)
-    kls: list[list[float]] = []
-    for i in range(len(mask)):
-        kls.append([])
-        for t in range(len(mask[i])):
-            if not mask[i][t]:
-                continue
-            term = kl_term(new[i][t], old[i][t], ref[i][t], frozen[i][t], kl, kl_grad, max_log_ratio)
-            kls[i].append(term)
-    return kls
+    **terms: Any,
+) -> float:
+    """PPO, equation 7 of https://arxiv.org/abs/1707.06347: the mean over all tokens of the clipped surrogate.
+
+    loss = sum_it loss_it / tokens, with `token_losses` of `terms`
+
+    >>> ppo([[-1.0, -1.0]], [[-2.0, -1.0]], [1.0], [[True, True]])  # -(1.2 + 1) / 2
+    -1.1
+    """
+    return reduced(token_losses(logprobs, old_logprobs, advantages, loss_mask, **terms), "token_mean")
 
 
-def conservative_ppo(
+def dapo(
     logprobs: ArrayLike,
     old_logprobs: ArrayLike | None,
     advantages: ArrayLike,
     loss_mask: ArrayLike,
     *,
-    ref_logprobs: ArrayLike | None = None,
-    cu_seqlens: ArrayLike | None = None,
-    frozen_logprobs: ArrayLike | None = None,
-    conservative_coef: float = 0.1,
-    max_kl: float = 0.01,
-    level: str = "batch",
-    kl: str = "k3",
-    kl_grad: str = "reverse",
-    max_log_ratio: float = 20.0,
+    clip_eps_high: float = 0.28,
     **terms: Any,
 ) -> float:
-    """Conservative PPO: equation 7 of https://arxiv.org/abs/1707.06347 and a squared hinge on the KL.
+    """DAPO, equation 8 of https://arxiv.org/abs/2503.14476: PPO's mean with more room above.
 
-    The hinge is the last term of algorithm 1 of https://arxiv.org/abs/1707.02286, against the reference policy.
+    loss = sum_i sum_t loss_it / sum_i L_i, with `token_losses` of `terms`
 
-    loss = sum_it loss_it / tokens + conservative_coef * max(0, KL - max_kl)^2, with `token_losses` of `terms`
+    >>> dapo([[-1.0]], [[-2.0]], [1.0], [[True]])
+    -1.28
+    """
+    losses = token_losses(logprobs, old_logprobs, advantages, loss_mask, clip_eps_high=clip_eps_high, **terms)
+    return reduced(losses, "token_mean")
 
-    KL is the mean of the KL term over the tokens of the batch; `level="sequence"` takes the hinge of each
-    sequence's own mean and averages the hinges over the sequences. Token weights do not touch it.
 
-    >>> conservative_ppo([[-1.0]], None, [0.5], [[True]], ref_logprobs=[[-1.0]])
+def reinforce(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike | None,
+    advantages: ArrayLike,
+    loss_mask: ArrayLike,
+    **terms: Any,
+) -> float:
+    """REINFORCE, https://doi.org/10.1007/BF00992696: log-probs of whole sequences times their advantages.
+
+    loss = -(1 / S) sum_i sum_t A_it logprob_it, and the other `terms` of `token_losses`
+
+    >>> reinforce([[-1.0, -2.0]], None, [0.5], [[True, True]])
+    1.5
+    """
+    losses = token_losses(logprobs, old_logprobs, advantages, loss_mask, ratio_level="none", **terms)
+    return reduced(losses, "sequence_sum")
+
+
+def rloo(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike | None,
+    advantages: ArrayLike,
+    loss_mask: ArrayLike,
+    **terms: Any,
+) -> float:
+    """RLOO, https://arxiv.org/abs/2402.14740, with the ratio of whole sequences, clipped as PPO clips.
+
+    r_i = exp(sum_t log(pi / pi_old))
+    loss = (1 / S) sum_i (1 / L_i) sum_t loss_t, with r_i as the ratio of `token_losses` of `terms`
+
+    >>> rloo([[-1.0, -1.0]], [[-1.5, -0.5]], [0.5], [[True, True]])
     -0.5
     """
-    if ref_logprobs is None:
-        raise ValueError("conservative_ppo: its penalty needs ref_logprobs, got None")
-    losses = token_losses(
-        logprobs,
-        old_logprobs,
-        advantages,
-        loss_mask,
-        ref_logprobs=ref_logprobs,
-        cu_seqlens=cu_seqlens,
-        frozen_logprobs=frozen_logprobs,
-        kl=kl,
-        kl_grad=kl_grad,
-        max_log_ratio=max_log_ratio,
-        **terms,
-    )
-    kls = token_kls(
-        logprobs,
-        old_logprobs,
-        ref_logprobs,
-        loss_mask,
-        cu_seqlens=cu_seqlens,
-        frozen_logprobs=frozen_logprobs,
-        kl=kl,
-        kl_grad=kl_grad,
-        max_log_ratio=max_log_ratio,
-    )
-    if level == "batch":
-        penalty = max(0.0, reduced(kls, "token_mean") - max_kl) ** 2
-    elif level == "sequence":
-        penalty = mean([max(0.0, mean(sequence) - max_kl) ** 2 for sequence in kls if sequence])
-    else:
-        raise ValueError(f"conservative_ppo: level must be 'batch' or 'sequence', got {level!r}")
-    return reduced(losses, "token_mean") + conservative_coef * penalty
+    losses = token_losses(logprobs, old_logprobs, advantages, loss_mask, ratio_level="sequence", **terms)
+    return reduced(losses, "sequence_mean")
 
 
 def policy_metrics(
@@ -239,8 +223,8 @@ def policy_metrics(
     advantages: ArrayLike,
     loss_mask: ArrayLike,
     *,
-    clip_eps_low: float,
-    clip_eps_high: float,
+    clip_eps_low: float = 0.2,
+    clip_eps_high: float = 0.2,
     ref_logprobs: ArrayLike | None = None,
     entropy: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
@@ -254,7 +238,7 @@ def policy_metrics(
     ratio: that of the surrogate
     approx_kl, ref_kl: k3 of KL(pi_old || pi), and of KL(pi || ref) where a reference is given
     entropy: where given
-    bounded_frac: tokens whose log ratio is larger in size than `max_log_ratio`
+    bounded_frac: tokens whose log ratio, that of `ratio`, is larger in size than `max_log_ratio`
 
     >>> policy_metrics([[0.0]], [[-1.0]], [1.0], [[True]], clip_eps_low=0.2, clip_eps_high=0.2)["clip_frac"]
     1.0
@@ -280,7 +264,8 @@ def policy_metrics(
             values["clip_frac"].append(float(cut_above or cut_below or cut_dual))
             values["ratio"].append(r)
             values["approx_kl"].append(kl_k3(old[i][t], new[i][t], max_log_ratio))
-            values["bounded_frac"].append(float(abs(new[i][t] - old[i][t]) > max_log_ratio))
+            log_ratio = importance_log_ratio(new[i], old[i], mask[i], t, ratio_level)
+            values["bounded_frac"].append(float(abs(log_ratio) > max_log_ratio))
             if ref:
                 values["ref_kl"].append(kl_k3(new[i][t], ref[i][t], max_log_ratio))
             if bonus:

@@ -6,16 +6,23 @@ from rlloss.reference.divergence import bounded
 from rlloss.reference.reduce import mean
 
 
+def importance_log_ratio(new: list[float], old: list[float], mask: list[float], t: int, level: str) -> float:
+    """log(pi / pi_old) of token t, summed over its sequence (`sequence`), or that sum's mean (`geometric`)."""
+    log_ratios = [new[u] - old[u] for u in range(len(mask)) if mask[u]]
+    if level == "token":
+        return new[t] - old[t]
+    if level == "sequence":
+        return sum(log_ratios)
+    if level == "geometric":
+        return mean(log_ratios)
+    raise ValueError(f"ratio_level must be 'token', 'sequence' or 'geometric', got {level!r}")
+
+
 def importance_ratio(
     new: list[float], old: list[float], mask: list[float], t: int, level: str, max_log_ratio: float
 ) -> float:
-    """The ratio of token t: pi / pi_old, or for `level="sequence"` the geometric mean over its sequence."""
-    if level == "token":
-        return math.exp(bounded(new[t] - old[t], max_log_ratio))
-    if level == "sequence":
-        log_ratios = [new[u] - old[u] for u in range(len(mask)) if mask[u]]
-        return math.exp(bounded(mean(log_ratios), max_log_ratio))
-    raise ValueError(f"ratio_level must be 'token' or 'sequence', got {level!r}")
+    """The ratio pi / pi_old of token t, of its sequence, or of its sequence's geometric mean."""
+    return math.exp(bounded(importance_log_ratio(new, old, mask, t, level), max_log_ratio))
 
 
 def surrogate(

@@ -1,0 +1,153 @@
+"""From a rollout's rewards to its advantages: KL and running statistics in the reward, then groups or a critic."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rlloss._checks import check_choice, check_range
+from rlloss.advantages.gae import gae
+from rlloss.advantages.group import group_advantages
+from rlloss.advantages.running import AdaptiveKLController, FixedKLController, RunningRewardNorm
+from rlloss.advantages.shaping import kl_shaped_rewards
+from rlloss.advantages.whiten import whiten
+from rlloss.divergence import kl_k1, kl_k3
+from rlloss.loop.batch import Batch
+from rlloss.loop.session import Session
+from rlloss.output import ExplainedVariance, Moments
+from rlloss.reduce import sequence_sum
+
+__all__ = ["CriticAdvantages", "GroupAdvantages", "ShapedAdvantages"]
+
+KLController = FixedKLController | AdaptiveKLController
+
+
+class ShapedAdvantages(nn.Module):
+    """Base of the advantages that shape rewards first; its state (controller, norm) rides in the session's checkpoint.
+
+    Args:
+        kl_coef: Weight of the KL to the reference in the reward: a number or a controller, which is updated with the
+            mean KL per sequence after every rollout.
+        kl: Its estimator per token: `k1` is unbiased, `k3` is too and never negative.
+        reward_norm: Normalises rewards by all that were seen, those of this step included.
+    """
+
+    def __init__(
+        self,
+        *,
+        kl_coef: float | KLController = 0.0,
+        kl: Literal["k1", "k3"] = "k1",
+        reward_norm: RunningRewardNorm | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice(type(self).__name__, "kl", kl, ("k1", "k3"))
+        self.kl: Literal["k1", "k3"] = kl
+        self.kl_controller = FixedKLController(kl_coef) if isinstance(kl_coef, int | float) else kl_coef
+        self.reward_norm = reward_norm
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the reward has a KL part."""
+        return bool(self.kl_controller.kl_coef > 0)
+
+    def forward(self, session: Session, batch: Batch) -> dict[str, float]:
+        """Sets `advantages`, and what else the loss needs, of a batch that `rollout` made; returns numbers to log."""
+        raise NotImplementedError
+
+    def shaped(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        """Rewards per token, the sequence's own at its last, and what is logged of them."""
+        rewards, mask = batch.fields["rewards"], batch.loss_mask
+        if self.reward_norm is not None:
+            self.reward_norm.update(Moments.of(rewards.double(), torch.ones_like(rewards, dtype=torch.bool)))
+            rewards = self.reward_norm(rewards)
+        kl = torch.zeros_like(batch.fields["old_logprobs"])
+        numbers = {}
+        if self.needs_reference:
+            estimate = kl_k1 if self.kl == "k1" else kl_k3
+            kl = estimate(batch.fields["old_logprobs"], batch.fields["ref_logprobs"])
+            per_sequence = sequence_sum(kl, mask).mean()
+            numbers = {"sequence_kl": float(per_sequence), "kl_coef": float(self.kl_controller.kl_coef)}
+        shaped = kl_shaped_rewards(rewards, kl, mask, self.kl_controller.kl_coef.to(rewards.dtype))
+        if self.needs_reference:
+            self.kl_controller.update(numbers["sequence_kl"], len(rewards))
+        return shaped, numbers
+
+
+class GroupAdvantages(ShapedAdvantages):
+    """`rlloss.group_advantages` of rewards that carry the KL: RLOO and REINFORCE as their papers have them.
+
+    >>> GroupAdvantages(kl_coef=0.05, baseline="leave_one_out", scale="none").needs_reference
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        scale: Literal["group", "batch", "none"] = "group",
+        baseline: Literal["mean", "leave_one_out"] = "mean",
+        **shaping: Any,
+    ) -> None:
+        super().__init__(**shaping)
+        check_choice("GroupAdvantages", "scale", scale, ("group", "batch", "none"))
+        check_choice("GroupAdvantages", "baseline", baseline, ("mean", "leave_one_out"))
+        self.scale: Literal["group", "batch", "none"] = scale
+        self.baseline: Literal["mean", "leave_one_out"] = baseline
+
+    def forward(self, session: Session, batch: Batch) -> dict[str, float]:
+        """Sets one advantage per sequence."""
+        shaped, numbers = self.shaped(batch)
+        totals = sequence_sum(shaped, batch.loss_mask)
+        batch.fields["advantages"] = group_advantages(
+            totals, batch.fields["group_ids"], self.scale, baseline=self.baseline
+        )
+        return numbers
+
+
+class CriticAdvantages(ShapedAdvantages):
+    """PPO's advantages: rewards with the KL in them, `rlloss.gae` over the session's critic, whitened.
+
+    Sets `advantages`, `returns` and `old_values`; logs explained_variance_before, what the critic as it was before the
+    updates explains of the rewards that were still to come.
+
+    Args:
+        gamma: Discount per token.
+        gae_lambda: Between one-step errors (0) and whole returns (1).
+        whiten: Gives the advantages of a step mean 0 and variance 1.
+        bootstrap: Adds the critic's value behind the last token of sequences that were cut. For rewards that would
+            have gone on; a reward of the whole answer has been given, cut or not, and would count twice.
+        **shaping: `ShapedAdvantages`.
+
+    >>> CriticAdvantages(gae_lambda=1.0).needs_reference
+    False
+    """
+
+    def __init__(
+        self,
+        *,
+        gamma: float = 1.0,
+        gae_lambda: float = 0.95,
+        whiten: bool = True,
+        bootstrap: bool = False,
+        **shaping: Any,
+    ) -> None:
+        super().__init__(**shaping)
+        check_range("CriticAdvantages", "gamma", gamma, 0, 1)
+        check_range("CriticAdvantages", "gae_lambda", gae_lambda, 0, 1)
+        self.gamma, self.gae_lambda, self.whiten, self.bootstrap = gamma, gae_lambda, whiten, bootstrap
+
+    def forward(self, session: Session, batch: Batch) -> dict[str, float]:
+        """Sets advantages, returns and old values, all per token."""
+        rewards, numbers = self.shaped(batch)
+        mask, values = batch.loss_mask, session.values(batch)
+        last_value = None
+        if self.bootstrap:
+            behind = values.gather(1, batch.last_index[:, None]).squeeze(1)
+            last_value = torch.where(batch.fields["finished"], 0, behind)
+        advantages, returns = gae(rewards, values, mask, self.gamma, self.gae_lambda, last_value)
+        _, to_come = gae(rewards, values, mask, self.gamma, 1.0, last_value)
+        batch.fields |= {
+            "advantages": whiten(advantages, mask) if self.whiten else advantages,
+            "returns": returns,
+            "old_values": torch.where(mask, values, 0),
+        }
+        return numbers | {"explained_variance_before": float(ExplainedVariance.of(values, to_come, mask))}
