@@ -9,8 +9,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from rlloss.heads import lm_head
 from rlloss.logprobs import token_logprobs
-from rlloss.models import lm_head, model_logprobs
+from rlloss.models import hidden_logprobs, model_hidden, model_logprobs
 from rlloss.reduce import shift
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -172,6 +173,92 @@ def test_a_frozen_head_gets_no_gradient_and_passes_one():
     assert_same(model, score(model, input_ids, ids, loss_mask), eager(model, input_ids, ids, loss_mask))
     assert model.lm_head.weight.grad is None
     assert model.model.norm.weight.grad.abs().sum() > 0
+
+
+# --- the two halves
+
+HALVES = ["llama", "gpt2-tied", "gemma2-softcap", "cohere-multiplies", "phi-biased"]
+
+
+def halves(model, input_ids, ids, loss_mask, *, attention_mask=None, **kwargs):
+    hidden = model_hidden(model, input_ids, attention_mask=attention_mask)
+    return hidden_logprobs(model, hidden, ids, loss_mask, **kwargs)
+
+
+def assert_identical(model, got, want):
+    assert torch.equal(got, want)
+    expected, actual = gradients(model, want), gradients(model, got)
+    assert expected
+    assert actual.keys() == expected.keys()
+    for name, grad in expected.items():
+        assert torch.equal(actual[name], grad), name
+
+
+@pytest.mark.parametrize("autocast", [False, True], ids=["plain", "autocast"])
+@pytest.mark.parametrize("name", HALVES)
+def test_the_halves_are_the_whole_to_the_bit(name, autocast):
+    model, (input_ids, _, _) = tiny(name), batch()
+    rows, real = padded(input_ids, (T, T - 2, T - 3), "left")
+    ids, loss_mask = shift(rows, real)
+    options = {"attention_mask": real.long(), "temperature": 0.7, "outputs": ("logprobs", "entropy")}
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        got = halves(model, rows, ids, loss_mask & real, **options)
+        want = model_logprobs(model, rows, ids, loss_mask & real, **options)
+    assert_identical(model, got.logprobs + got.entropy, want.logprobs + want.entropy)
+
+
+def test_hidden_states_are_what_the_head_reads_and_in_its_dtype():
+    model, (input_ids, _, _) = tiny("llama", torch.bfloat16), batch()
+    hidden = model_hidden(model, input_ids)
+    assert hidden.dtype is torch.bfloat16
+    assert torch.equal(model.lm_head(hidden), model(input_ids).logits)
+
+
+def test_rows_of_the_hidden_states_are_scored_alone():
+    model, (input_ids, ids, loss_mask) = tiny("llama"), batch()
+    got = hidden_logprobs(model, model_hidden(model, input_ids)[loss_mask], ids[loss_mask]).logprobs
+    torch.testing.assert_close(got, score(model, input_ids, ids, loss_mask)[loss_mask], rtol=1e-6, atol=1e-6)
+
+
+def test_scoring_hidden_states_proves_the_head_and_runs_no_backbone_after_it():
+    unknown, (input_ids, ids, _) = tiny("llama", cls=Scales), batch()
+    hidden = model_hidden(unknown, input_ids)
+    with pytest.raises(ValueError, match="Scales does something to its logits"):
+        hidden_logprobs(unknown, hidden, ids)
+    hidden_logprobs(unknown, hidden, ids, verify_head=False)
+    model, calls = tiny("llama"), []
+    lm_head(model)
+    model.model.register_forward_pre_hook(lambda *args: calls.append(1))
+    hidden_logprobs(model, hidden, ids)
+    assert not calls
+
+
+def test_an_unknown_head_raises_before_the_forward_is_paid_for():
+    model, (input_ids, ids, _) = tiny("llama", cls=Scales), batch()
+    lengths = []
+    model.model.register_forward_pre_hook(
+        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    with pytest.raises(ValueError, match="does something to its logits"):
+        model_logprobs(model, input_ids, ids)
+    assert set(lengths) == {3}
+
+
+@pytest.mark.unhooked
+def test_a_model_output_in_place_of_hidden_states_raises():
+    model, (input_ids, ids, _) = tiny("llama"), batch()
+    with pytest.raises(ValueError, match="hidden must be a tensor, as model_hidden returns it, got BaseModelOutput"):
+        hidden_logprobs(model, model.model(input_ids), ids)
+
+
+def test_hidden_states_without_a_backbone_raise():
+    with pytest.raises(ValueError, match="model_hidden: LlamaModel has no base_model apart from itself"):
+        model_hidden(tiny("llama").model, batch()[0])
+
+
+def test_hidden_states_take_no_arguments_of_the_logits_path():
+    with pytest.raises(ValueError, match="model_hidden: labels has no effect"):
+        model_hidden(tiny("llama"), batch()[0], labels=batch()[0])
 
 
 # --- precision
@@ -428,6 +515,7 @@ def test_verify_head_false_trusts_the_recipe():
     assert not torch.allclose(got, eager(model, input_ids, ids, loss_mask), atol=1e-3)
 
 
+@pytest.mark.unhooked
 def test_one_graph_compiles_after_the_proof_and_none_before():
     model, (input_ids, ids, loss_mask) = tiny("granite-divides", num_hidden_layers=1), batch()
     compiled = torch.compile(score, fullgraph=True, backend="eager")
@@ -598,6 +686,15 @@ def test_lora_dropout_on_the_head_is_that_of_the_logits_path(peft):
     want = eager(model, input_ids, ids, loss_mask)
     assert not torch.allclose(want, eager(model, input_ids, ids, loss_mask), atol=1e-3)
     assert_same(model, got, want)
+
+
+def test_the_halves_are_the_whole_under_lora_and_its_dropout(peft):
+    model, (input_ids, ids, loss_mask) = adapted(peft, tiny("llama"), lora_dropout=0.4).train(), batch()
+    lm_head(model)
+    torch.manual_seed(3)
+    got = halves(model, input_ids, ids, loss_mask).logprobs
+    torch.manual_seed(3)
+    assert_identical(model, got, score(model, input_ids, ids, loss_mask))
 
 
 def test_lora_bias_several_adapters_and_a_merged_one(peft):
