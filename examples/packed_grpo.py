@@ -48,9 +48,7 @@ def packed_logprobs(model: torch.nn.Module, rows: list[Tokens]) -> tuple[Tensor,
 
 def packed_backward(model: torch.nn.Module, rows: list[Tokens], advantages: Tensor, loss_fn: rlloss.Loss) -> float:
     """Adds the gradient of a step; returns its loss."""
-    normalizer = sum(  # of the whole step, known before any forward: a row's first token is never trained here
-        rlloss.count(torch.tensor([row.loss_mask])) for row in rows
-    )
+    normalizer = sum(rlloss.count(torch.tensor([row.loss_mask])) for row in rows)  # of the whole step
     total = 0.0
     for pack in packs(rows):
         logprobs, mask, cu_seqlens = packed_logprobs(model, [rows[i] for i in pack])
@@ -118,11 +116,12 @@ def main() -> None:
             model.zero_grad()
             padded_loss = padded_backward(model, rows, advantages, loss_fn)
             padded = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+            difference = float((gradient - padded).norm() / padded.norm())
             tokens, slots = sum(len(row.input_ids) for row in rows), collate(rows).input_ids.numel()
-            print(f"first step: loss {loss:+.7f} packed, {padded_loss:+.7f} padded; gradients differ by", end=" ")
             print(
-                f"{float((gradient - padded).norm() / padded.norm()):.1e} of their norm; {tokens} tokens, {slots} padded"
+                f"first step: {tokens} tokens packed, {slots} padded; loss {loss:+.7f} and {padded_loss:+.7f}", end=""
             )
+            print(f"; gradients differ by {difference:.1e} of their norm")
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = 5e-4 * min((step + 1) / 10, 1 - step / args.steps)

@@ -10,26 +10,18 @@ training no answer wins.
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
+from pretrained import SMOLLM2, load_upper_half
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlloss
 from rlloss.loop import Session, evaluate_offline, load_rows, load_scalar_model, pairs, plot_curves, train_offline
 
 
-def freeze_lower_half(model: Any) -> None:
-    """Trains the upper half of the layers; the (tied) embeddings stay as they are."""
-    model.get_input_embeddings().requires_grad_(False)
-    layers = model.get_decoder().layers
-    layers[: len(layers) // 2].requires_grad_(False)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="local folder or hub name")
+    parser.add_argument("--model", default=SMOLLM2, help="local folder or hub name")
     parser.add_argument("--data", default="trl-lib/ultrafeedback_binarized", help="file, folder or hub name")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--steps", type=int, default=80)
@@ -40,9 +32,7 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    freeze_lower_half(model)
+    tokenizer, model = load_upper_half(args.model)
     rows = load_rows(args.data).shuffle(seed=args.seed)
     examples = pairs(rows, tokenizer, max_length=args.max_length)
     held_out, train = examples[: len(examples) // 10], examples[len(examples) // 10 :]

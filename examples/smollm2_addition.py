@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from pretrained import SMOLLM2, load_upper_half
 
 import rlloss
 from rlloss.loop import (
@@ -48,25 +48,16 @@ def last_number(prompts: list[Any], completions: list[str], answer: list[str], *
     return [float(found[-1:] == [right]) for found, right in zip(numbers, answer, strict=True)]
 
 
-def freeze_lower_half(model: Any) -> None:
-    """Trains the upper half of the layers; the (tied) embeddings stay as they are."""
-    model.get_input_embeddings().requires_grad_(False)
-    layers = model.get_decoder().layers
-    layers[: len(layers) // 2].requires_grad_(False)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="local folder or hub name")
+    parser.add_argument("--model", default=SMOLLM2, help="local folder or hub name")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--folder", type=Path, default=Path("runs/smollm2_addition"))
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    freeze_lower_half(model)
+    tokenizer, model = load_upper_half(args.model)
     train_rows, held_out_rows = questions(args.seed)
     train, held_out = prompts(train_rows, tokenizer), prompts(held_out_rows, tokenizer)
 

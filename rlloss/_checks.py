@@ -61,6 +61,12 @@ def check_range(
         raise ValueError(f"{who}: {name} must be a number in {bracket}{low:g}, {high:g}], got {value!r}")
 
 
+def check_flag(who: str, name: str, value: bool) -> None:
+    """Raises ValueError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{who}: {name} must be True or False, got {value!r}")
+
+
 def check_choice(who: str, name: str, value: str, choices: Iterable[str]) -> None:
     """Raises ValueError, with the nearest legal word, unless `value` is one of `choices`."""
     choices = list(choices)

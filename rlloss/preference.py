@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rlloss._checks import check_device, check_full_precision, check_like, check_mask, check_range
+from rlloss._checks import check_device, check_flag, check_full_precision, check_like, check_mask, check_range
 from rlloss._typing import Bool, Float
 from rlloss.output import LossOutput, Mean, Moments
 from rlloss.protocol import Loss
@@ -35,10 +35,12 @@ class PreferenceLoss(Loss):
 
     family = "preference"
     length_normalized: bool = False  # whether its inputs are means per token, not sums
+    _inputs = ("chosen_logps", "rejected_logps")
 
     def __init__(self, *, beta: float = 0.1, reference_free: bool = False) -> None:
         super().__init__()
         check_range(self._who, "beta", beta, 0, open_low=True)
+        check_flag(self._who, "reference_free", reference_free)
         self.beta, self.reference_free = beta, reference_free
 
     @property
@@ -64,8 +66,13 @@ class PreferenceLoss(Loss):
         """The loss and its metrics; the class docstring says what each argument means."""
         check_normalizer(self._who, normalizer)
         refs = {"ref_chosen_logps": ref_chosen_logps, "ref_rejected_logps": ref_rejected_logps}
+        of_sequence = "sequence_mean_logps" if self.length_normalized else "sequence_logps"
         mask = row_mask(
-            self._who, mask, chosen_logps=chosen_logps, rejected_logps=rejected_logps, **refs, weights=weights
+            self._who,
+            mask,
+            dict(zip(self._inputs, (chosen_logps, rejected_logps), strict=True)),
+            refs | {"weights": weights},
+            hint=f"rlloss.{of_sequence}(logprobs, loss_mask) makes it",
         )
         self._check_reference(refs)
         chosen, rejected = zero_masked(mask, chosen_logps, rejected_logps)
@@ -121,19 +128,16 @@ def mean_of_rows(
     return reduce_sequences(weighted(row_loss(*inputs), weights), mask, normalizer=normalizer)
 
 
-def row_mask(who: str, mask: Tensor | None, **rows: Tensor | None) -> Tensor:
+def row_mask(
+    who: str, mask: Tensor | None, inputs: dict[str, Tensor], optional: dict[str, Tensor | None], *, hint: str
+) -> Tensor:
     """The rows that count, all of them where `mask` is None, after checking that every tensor has one value per row."""
-    (first_name, first), *others = rows.items()
-    assert first is not None
+    (first_name, first), *_ = inputs.items()
     check_full_precision(who, first_name, first)
     if first.ndim != 1:
-        raise ValueError(
-            f"{who}: {first_name} must be one number per row [B], got {list(first.shape)}; of per-token log-probs "
-            "rlloss.sequence_logps(logprobs, loss_mask) makes it"
-        )
-    for name, x in others:
-        if x is not None:
-            check_like(who, name, x, first_name, first)
+        raise ValueError(f"{who}: {first_name} must be one number per row [B], got {list(first.shape)}; {hint}")
+    for name, x in (inputs | {k: x for k, x in optional.items() if x is not None}).items():
+        check_like(who, name, x, first_name, first)
     if mask is None:
         return torch.ones_like(first, dtype=torch.bool)
     check_mask(who, "mask", mask, ndim=(1,))

@@ -89,4 +89,6 @@ def _hyperparameters(loss: type[Loss]) -> list[str]:
         if init is not None:
             parameters = inspect.signature(init).parameters.values()
             names |= {p.name: None for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+                break  # what the base classes take, this one does not pass on
     return list(names)

@@ -1,6 +1,7 @@
 """The examples run as a person runs them, cut short: every part of their output is there."""
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ CHAT_TEMPLATE = (
 
 
 def run(monkeypatch, script, *arguments):
+    monkeypatch.syspath_prepend(EXAMPLES)  # as python does for a script
     monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
 
@@ -37,6 +39,24 @@ def test_grpo_addition(monkeypatch, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "held-out accuracy" in printed
     assert len([line for line in printed.splitlines() if line.strip()[2:3] == "+"]) == 6
+
+
+def test_ppo_with_critic(monkeypatch, tmp_path, capsys):
+    run(monkeypatch, "ppo_with_critic.py", "--steps", 2, "--warm-start", 0, "--folder", tmp_path)
+    lines = assert_run_folder(tmp_path)
+    assert set(lines[-1]) >= {"explained_variance_before", "sequence_kl", "kl_coef", "critic_grad_norm"}
+    assert "held-out accuracy" in capsys.readouterr().out
+
+
+def test_packed_grpo(monkeypatch, capsys):
+    run(monkeypatch, "packed_grpo.py", "--steps", 2, "--warm-start", 0)
+    printed = capsys.readouterr().out
+    (line,) = [line for line in printed.splitlines() if line.startswith("first step:")]
+    tokens, slots, packed, padded, difference = (float(x) for x in re.findall(r"[+-]?\d[\d.]*(?:e-?\d+)?", line))
+    assert packed == pytest.approx(padded, abs=1e-5)
+    assert difference < 1e-4
+    assert tokens < slots
+    assert "step 2: reward" in printed
 
 
 @pytest.fixture
@@ -80,3 +100,55 @@ def test_smollm2_addition_takes_a_local_folder(monkeypatch, tmp_path, capsys, ch
     )
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert all(".layers.1." in name or name == "model.norm.weight" for name in moved), moved
+
+
+PAIRS = [{"prompt": f"{i} + {i}?", "chosen": f"What is {2 * i}", "rejected": f"What is {i}"} for i in range(10, 30)]
+THUMBS = [
+    {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row[side]}], "label": up}
+    for row in PAIRS
+    for side, up in (("chosen", True), ("rejected", False))
+]
+
+
+def assert_offline_run(folder, printed, names):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert {f"eval/{name}" for name in names} <= set(lines[-1])
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "model").glob("*.safetensors"))
+    assert "held out" in printed
+    for name in names:
+        assert f"\n{name} " in printed
+
+
+def written(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo"])
+def test_dpo(monkeypatch, tmp_path, capsys, chat_model, loss):
+    data, folder = written(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "run"
+    options = ("--model", chat_model, "--data", data, "--loss", loss, "--steps", 2, "--batch-size", 4)
+    run(monkeypatch, "dpo.py", *options, "--folder", folder)
+    assert_offline_run(folder, capsys.readouterr().out, ("accuracy", "margin", "loss"))
+    AutoModelForCausalLM.from_pretrained(folder / "model")
+
+
+def test_kto(monkeypatch, tmp_path, capsys, chat_model):
+    data, folder = written(tmp_path / "thumbs.jsonl", THUMBS), tmp_path / "run"
+    run(monkeypatch, "kto.py", "--model", chat_model, "--data", data, "--steps", 2, "--folder", folder)
+    assert_offline_run(folder, capsys.readouterr().out, ("loss", "accuracy", "desirable_reward", "kl"))
+    AutoModelForCausalLM.from_pretrained(folder / "model")
+
+
+def test_reward_model(monkeypatch, tmp_path, capsys, chat_model):
+    data, folder = written(tmp_path / "pairs.jsonl", PAIRS), tmp_path / "run"
+    run(monkeypatch, "reward_model.py", "--model", chat_model, "--data", data, "--steps", 2, "--folder", folder)
+    printed = capsys.readouterr().out
+    assert_offline_run(folder, printed, ("accuracy", "margin", "loss"))
+    assert "  chosen: " in printed
+
+
+def test_examples_are_short():
+    for path in EXAMPLES.glob("*.py"):
+        assert len(path.read_text().splitlines()) <= 150, path.name

@@ -8,7 +8,18 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from rlloss import LossOutput, Max, Mean, Min, Moments, combine, merge_metrics, scalars, waist_gradient
+from rlloss import (
+    ExplainedVariance,
+    LossOutput,
+    Max,
+    Mean,
+    Min,
+    Moments,
+    combine,
+    merge_metrics,
+    scalars,
+    waist_gradient,
+)
 
 KINDS = [Mean, Moments, Max, Min]
 
@@ -75,6 +86,92 @@ def test_metrics_are_detached_pytrees(kind):
     leaves, spec = pytree.tree_flatten(metric)
     assert all(isinstance(leaf, torch.Tensor) and not leaf.requires_grad for leaf in leaves)
     assert type(pytree.tree_unflatten(leaves, spec)) is kind
+
+
+# explained variance
+
+
+def explained(predictions, targets, mask=None, dtype=torch.float64):
+    predictions, targets = torch.tensor(predictions, dtype=dtype), torch.tensor(targets, dtype=dtype)
+    mask = torch.ones_like(targets, dtype=torch.bool) if mask is None else torch.tensor(mask)
+    return ExplainedVariance.of(predictions, targets, mask)
+
+
+@pytest.mark.parametrize(
+    ("predictions", "targets", "expected"),
+    [
+        ([1.0, 5.0, -2.0], [1.0, 5.0, -2.0], 1.0),
+        ([11.0, 15.0, 8.0], [1.0, 5.0, -2.0], 1.0),  # a constant bias leaves no variance
+        ([4.0, 4.0, 4.0], [1.0, 5.0, -2.0], 0.0),  # a constant explains nothing
+        ([-1.0, 1.0], [1.0, -1.0], -3.0),  # errors 2 and -2: 1 - 4 / 1
+        ([0.0, 2.0, 0.0, 2.0], [1.0, 2.0, 3.0, 6.0], 1 - 10 / 14),  # squares about 3: 14; errors 1, 0, 3, 4: 10
+    ],
+    ids=["perfect", "biased", "constant", "worse_than_constant", "fair"],
+)
+def test_explained_variance_by_hand(predictions, targets, expected):
+    metric = explained(predictions, targets)
+    assert float(metric) == float(metric.value) == pytest.approx(expected, rel=1e-14, abs=1e-14)
+    assert scalars({"explained_variance": metric}) == {"explained_variance": float(metric)}
+
+
+def test_explained_variance_ignores_what_is_masked():
+    masked = explained([0.0, math.nan, 2.0, 9.0], [1.0, 7.0, 2.0, -math.inf], [True, False, True, False])
+    assert float(masked) == float(explained([0.0, 2.0], [1.0, 2.0])) == 0.0  # errors 1 and 0, targets 1 and 2
+
+
+@pytest.mark.parametrize("sizes", [[7, 1, 0, 12], [1] * 20, [19, 1]])
+def test_explained_variance_merges_to_the_whole(sizes):
+    targets, mask = 5 + draws(20), draws(20, seed=1) > -0.5
+    predictions = targets + 0.5 * draws(20, seed=2) - 3
+    whole = ExplainedVariance.of(predictions, targets, mask)
+    split = zip(predictions.split(sizes), targets.split(sizes), mask.split(sizes), strict=True)
+    parts = [ExplainedVariance.of(*part) for part in split]
+    kept, error = targets[mask], (targets - predictions)[mask]
+    expected = 1 - float(error.var(correction=0) / kept.var(correction=0))
+    for ordered in (parts, parts[::-1], parts[1::2] + parts[::2]):
+        merged = reduce(add, ordered)
+        torch.testing.assert_close(tuple(merged), tuple(whole), rtol=1e-12, atol=1e-12)
+        assert float(merged) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("constant", [0.0, 0.1, -3.3, 1e6 / 3])
+def test_targets_that_do_not_vary_leave_nothing_to_explain(constant, dtype):
+    targets = torch.full((1001,), constant, dtype=dtype)
+    predictions, mask = draws(1001).to(dtype), draws(1001, seed=1) > -1
+    assert float(ExplainedVariance.of(predictions, targets, mask)) == 0
+    split = zip(predictions.split(7), targets.split(7), mask.split(7), strict=True)
+    assert float(sum(ExplainedVariance.of(*part) for part in split)) == 0
+    assert float(explained([2.0], [5.0])) == 0
+
+
+def test_explained_variance_of_nothing_reads_zero_and_has_no_vote():
+    nothing = explained([math.nan, 1.0], [math.inf, 1.0], [False, False])
+    no_tokens = explained([], [])
+    something = explained([0.0, 2.0, 0.0, 2.0], [1.0, 2.0, 3.0, 6.0])
+    assert float(nothing) == float(no_tokens) == 0
+    for merged in (nothing + something, something + nothing, no_tokens + something):
+        assert float(merged) == float(something)
+
+
+@pytest.mark.parametrize("offset", [1e2, 1e4, 1e6])
+def test_explained_variance_far_from_zero_in_float32(offset):
+    # targets 0, 1, 2, 3 and errors 0, 0, 0, 2 above an offset: 1 - 3 / 5; a difference of squares would keep no digit
+    targets = [offset + x for x in (0.0, 1.0, 2.0, 3.0)]
+    predictions = [*targets[:3], targets[3] - 2]
+    whole = explained(predictions, targets, dtype=torch.float32)
+    assert float(whole) == pytest.approx(0.4, rel=1e-6)
+    halves = [explained(predictions[i : i + 2], targets[i : i + 2], dtype=torch.float32) for i in (0, 2)]
+    assert float(halves[0] + halves[1]) == pytest.approx(0.4, rel=1e-6)
+
+
+def test_explained_variance_is_a_detached_pytree():
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    metric = ExplainedVariance.of(x, x + x.detach(), x > 0)
+    leaves, spec = pytree.tree_flatten(metric)
+    assert len(leaves) == 5
+    assert not any(leaf.requires_grad for leaf in leaves)
+    assert type(pytree.tree_unflatten(leaves, spec)) is ExplainedVariance
 
 
 def test_a_metric_does_not_add_a_number():

@@ -3,27 +3,24 @@
 import ast
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import rlloss.reference as reference
 from rlloss.reference import (
-    conservative_ppo,
-    dpo,
-    dr_grpo,
+    gae,
     group_advantages,
-    grpo,
-    gspo,
+    informative_groups,
     kl,
     kl_k1,
     kl_k2,
     kl_k3,
     linear_stats,
-    policy_metrics,
     sft,
     token_stats,
+    value,
+    whiten,
 )
 
 NAN, INF, LOG2 = math.nan, math.inf, math.log(2)
@@ -31,15 +28,6 @@ NAN, INF, LOG2 = math.nan, math.inf, math.log(2)
 
 def close(value):
     return pytest.approx(value, rel=1e-12, abs=1e-14)
-
-
-def logs(ratios):
-    """Log-probs whose ratio to an old log-prob of 0 is given."""
-    return [[math.log(r) for r in row] for row in ratios]
-
-
-def slope(f, x, h=1e-6):
-    return (f(x + h) - f(x - h)) / (2 * h)
 
 
 @pytest.mark.parametrize(
@@ -77,366 +65,45 @@ def test_sft_rejects_what_it_cannot_reduce():
         sft([-1.0, -2.0], [True, True])
 
 
-# policy losses: two answers, of two and of one token
-#   ratios    1.1  1.5   with A = +2:  -1.1 * 2 = -2.2   and, cut at 1.2, -1.2 * 2 = -2.4
-#   ratio     0.5        with A = -1:   max(0.5, 0.8) = 0.8
+# from an old value of 0, with a clip of 0.2: v, R, (v - R)^2 and (v' - R)^2
+#    0.1    1.0   0.81   0.81   within
+#    0.5    1.0   0.25   0.64   up towards the return
+#    0.5    0.0   0.25   0.04   up away from it
+#   -0.5   -1.0   0.25   0.64   down towards the return
+#   -0.5    0.0   0.25   0.04   down away from it
 
-TWO = logs([[1.1, 1.5], [0.5, 1.0]])
-TWO_OLD = [[0.0, 0.0], [0.0, 0.0]]
-TWO_MASK = [[True, True], [True, False]]
-
-
-def test_grpo_is_a_mean_of_means():
-    # ((-2.2 - 2.4) / 2 + 0.8 / 1) / 2 = (-2.3 + 0.8) / 2
-    assert grpo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK) == close(-0.75)
+VALUES, RETURNS = [[0.1, 0.5, 0.5, -0.5, -0.5]], [[1.0, 1.0, 0.0, -1.0, 0.0]]
+STILL, COUNTED = [[0.0] * 5], [[True] * 5]
 
 
-def test_grpo_per_token_advantages():
-    # A = (+2, -1): -2.2 and, as a bad token that grew is not cut, +1.5; row mean -0.35; then (-0.35 + 0.8) / 2
-    assert grpo(TWO, TWO_OLD, [[2.0, -1.0], [-1.0, NAN]], TWO_MASK) == close(0.225)
+def test_value_takes_the_larger_of_two_errors():
+    total = 0.81 + 0.64 + 0.25 + 0.64 + 0.25
+    assert value(VALUES, STILL, RETURNS, COUNTED) == close(total / 2 / 5)
+    assert value(VALUES, STILL, RETURNS, COUNTED, halve=False) == close(total / 5)
+    # the clip is around the old value, not around 0
+    far = [[x + 10 for x in row] for row in (VALUES[0], STILL[0], RETURNS[0])]
+    assert value([far[0]], [far[1]], [far[2]], COUNTED) == close(total / 2 / 5)
 
 
-def test_grpo_clip_bounds_are_separate():
-    # [0.6, 1.05]: ((-1.05 * 2 - 1.05 * 2) / 2 + 0.6) / 2 = (-2.1 + 0.6) / 2
-    assert grpo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, clip_eps_low=0.4, clip_eps_high=0.05) == close(-0.75)
-    # [0.9, 1.4]: ((-2.2 - 2.8) / 2 + 0.9) / 2 = (-2.5 + 0.9) / 2
-    assert grpo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, clip_eps_low=0.1, clip_eps_high=0.4) == close(-0.8)
+def test_value_where_no_clip_binds():
+    total = 0.81 + 4 * 0.25
+    assert value(VALUES, STILL, RETURNS, COUNTED, value_clip=None) == close(total / 2 / 5)
+    assert value(VALUES, STILL, RETURNS, COUNTED, value_clip=0.6) == close(total / 2 / 5)
+    assert value(VALUES, None, RETURNS, COUNTED) == close(total / 2 / 5)
+    # only the first may: clip((0.1 - 0), 0.05) = 0.05
+    assert value([[0.1]], [[0.0]], [[1.0]], [[True]], value_clip=0.05) == close(0.95**2 / 2)
 
 
-def test_grpo_dual_clip_bounds_the_loss_of_a_bad_token():
-    # A = -2: ratios 5, 2, 0.5 cost 10, 4 and 0.8 * 2 = 1.6; a dual clip of 3 lowers the first to 3 * 2 = 6
-    new, old, mask = logs([[5.0, 2.0, 0.5]]), [[0.0] * 3], [[True] * 3]
-    assert grpo(new, old, [-2.0], mask) == close(15.6 / 3)
-    assert grpo(new, old, [-2.0], mask, dual_clip=3.0) == close(11.6 / 3)
-    # A = +2 is untouched: -1.2 * 2, -1.2 * 2, -0.5 * 2
-    assert grpo(new, old, [2.0], mask, dual_clip=3.0) == close(-5.8 / 3)
-
-
-def test_grpo_weights_leave_the_denominator_and_the_entropy_alone():
-    # surrogate: ((0 - 2.4) / 2 + 3 * 0.8) / 2 = (-1.2 + 2.4) / 2 = 0.6, whatever stands under weight 0
-    # entropy bonus, unweighted: 0.1 * ((1 + 3) / 2 + 4) / 2 = 0.3
-    weights, entropy = [[0.0, 1.0], [3.0, 1.0]], [[1.0, 3.0], [4.0, NAN]]
-    for rejected in (0.0, INF, NAN):
-        new = [[rejected, TWO[0][1]], TWO[1]]
-        assert grpo(new, TWO_OLD, [2.0, -1.0], TWO_MASK, token_weights=weights) == close(0.6)
-        loss = grpo(new, TWO_OLD, [2.0, -1.0], TWO_MASK, token_weights=weights, entropy=entropy, entropy_coef=0.1)
-        assert loss == close(0.3)
-
-
-@pytest.mark.parametrize(
-    ("estimator", "kl_grad", "expected"),
-    [
-        # r = 1.5, log(pi / ref) = log 2, ref / pi = 1 / 2
-        ("k1", "reverse", 1.5 * LOG2),
-        ("k2", "reverse", 1.5 * LOG2**2 / 2),
-        ("k3", "reverse", 1.5 * (0.5 - 1 + LOG2)),
-        ("k3", "forward", 1.5 * (0.5 - 1 + LOG2)),
-        ("k2", "literal", LOG2**2 / 2),
-        ("k3", "literal", 0.5 - 1 + LOG2),
-    ],
-)
-def test_grpo_kl_term_by_hand(estimator, kl_grad, expected):
-    # surrogate of A = -1: 1.5; weight 2 scales the KL as well: 2 * (1.5 + 0.1 * kl)
-    new, ref = logs([[1.5]]), logs([[0.75]])
-    options = {"ref_logprobs": ref, "kl_coef": 0.1, "kl": estimator, "kl_grad": kl_grad}
-    loss = grpo(new, [[0.0]], [-1.0], [[True]], token_weights=[[2.0]], **options)
-    assert loss == close(2 * (1.5 + 0.1 * expected))
-
-
-@pytest.mark.parametrize(
-    ("estimator", "kl_grad"),
-    [("k1", "literal"), ("k1", "forward"), ("k2", "forward"), ("k4", "reverse"), ("k3", "backward")],
-)
-def test_unsound_kl_raises(estimator, kl_grad):
-    with pytest.raises(ValueError, match="is not sound"):
-        grpo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, kl=estimator, kl_grad=kl_grad)
-
-
-def test_missing_inputs_raise():
-    with pytest.raises(ValueError, match=r"kl_coef=0.1 needs ref_logprobs"):
-        grpo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, kl_coef=0.1)
-    with pytest.raises(ValueError, match=r"entropy_coef=0.1 needs entropy"):
-        grpo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, entropy_coef=0.1)
-    with pytest.raises(ValueError, match="needs ref_logprobs"):
-        conservative_ppo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK)
-    with pytest.raises(ValueError, match="level must be"):
-        conservative_ppo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, ref_logprobs=TWO, level="token")
-    with pytest.raises(ValueError, match="ratio_level must be"):
-        policy_metrics(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, clip_eps_low=0.2, clip_eps_high=0.2, ratio_level="batch")
-
-
-def test_log_ratios_are_bounded_before_exp():
-    # A = -1 makes the loss the ratio itself: e^20 above, the clip's 0.8 below
-    assert grpo([[100.0]], [[0.0]], [-1.0], [[True]]) == close(math.exp(20))
-    assert grpo([[-100.0]], [[0.0]], [-1.0], [[True]]) == close(0.8)
-    assert grpo([[100.0]], [[0.0]], [-1.0], [[True]], max_log_ratio=3.0) == close(math.exp(3))
-    # A = 0 leaves the KL: k3 of log(ref / pi) = 100 is cut to 20, of -100 to -20; r = e^-20
-    for ref, k3 in ((100.0, math.exp(20) - 21), (-100.0, math.exp(-20) + 19)):
-        options = {"ref_logprobs": [[ref]], "kl_coef": 1.0}
-        assert grpo([[0.0]], [[0.0]], [0.0], [[True]], kl_grad="literal", **options) == close(k3)
-        assert grpo([[0.0]], [[70.0]], [0.0], [[True]], **options) == close(math.exp(-20) * k3)
-    # gspo bounds the mean: (100 - 10) / 2 = 45 is cut to 20, (100 - 98) / 2 = 1 is not
-    assert gspo([[100.0, -10.0]], [[0.0, 0.0]], [-1.0], [[True, True]]) == close(math.exp(20))
-    assert gspo([[100.0, -98.0]], [[0.0, 0.0]], [-1.0], [[True, True]]) == close(math.e)
-
-
-def test_dr_grpo_divides_by_a_constant():
-    # (-2.2 - 2.4 + 0.8) / (2 * 4)
-    assert dr_grpo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, max_completion_length=4) == close(-0.475)
-    # an answer without tokens is no sequence: (-2.2 - 2.4) / (1 * 10)
-    one = [[True, True], [False, False]]
-    assert dr_grpo(TWO, TWO_OLD, [2.0, -1.0], one, max_completion_length=10) == close(-0.46)
-
-
-def test_dr_grpo_is_grpo_when_every_answer_has_full_length():
-    rng = np.random.default_rng(0)
-    new, old, mask = rng.normal(size=(3, 5)), rng.normal(size=(3, 5)), np.ones((3, 5), bool)
-    advantages = [1.0, -2.0, 0.5]
-    expected = grpo(new, old, advantages, mask)
-    assert dr_grpo(new, old, advantages, mask, max_completion_length=5) == close(expected)
-    mask[1, 3:] = False
-    assert dr_grpo(new, old, advantages, mask, max_completion_length=5) != close(expected)
-
-
-def test_gspo_ratio_is_a_geometric_mean():
-    # ratios 2 and 8: sqrt(16) = 4 for both tokens; A = -1 costs 4
-    new, old, mask = logs([[2.0, 8.0]]), [[0.0, 0.0]], [[True, True]]
-    assert gspo(new, old, [-1.0], mask) == close(4.0)
-    # per-token advantages -1 and +1, cut above at 1.5: (4 - 1.5) / 2
-    assert gspo(new, old, [[-1.0, 1.0]], mask, clip_eps_high=0.5) == close(1.25)
-    # only counted tokens enter the mean: the ratio is 2
-    assert gspo(new, old, [-1.0], [[True, False]]) == close(2.0)
-    # lengths 2 and 1: (4 + 3) / 2
-    longer = logs([[2.0, 8.0], [3.0, 1.0]])
-    assert gspo(longer, TWO_OLD, [-1.0, -1.0], TWO_MASK) == close(3.5)
-
-
-def test_gspo_default_clip_is_that_of_the_paper():
-    # [1 - 3e-4, 1 + 4e-4]
-    assert gspo(logs([[1.01]]), [[0.0]], [1.0], [[True]]) == close(-1.0004)
-    assert gspo(logs([[0.99]]), [[0.0]], [-1.0], [[True]]) == close(0.9997)
-    assert gspo(logs([[1.0002]]), [[0.0]], [1.0], [[True]]) == close(-1.0002)
-
-
-def test_gspo_kl_keeps_the_token_ratio():
-    # A = 0 leaves r_t * k1_t with token ratios 2 and 8, against a reference at the old policy: 2 log 2, 8 log 8
-    new, old, mask = logs([[2.0, 8.0]]), [[0.0, 0.0]], [[True, True]]
-    loss = gspo(new, old, [0.0], mask, ref_logprobs=old, kl_coef=1.0, kl="k1")
-    assert loss == close((2 * LOG2 + 8 * 3 * LOG2) / 2)
-
-
-def test_conservative_ppo_penalty_by_hand():
-    # surrogate (-2.2 - 2.4 + 0.8) / 3; literal k2 with log(pi / ref) = 2, 0 and 0.4: 2, 0 and 0.08
-    ref = [[TWO[0][0] - 2.0, TWO[0][1]], [TWO[1][0] - 0.4, NAN]]
-    options = {"ref_logprobs": ref, "kl": "k2", "kl_grad": "literal", "conservative_coef": 0.5}
-    surrogate = -3.8 / 3
-    # batch: mean 2.08 / 3, threshold 0.1; sequences: means 1 and 0.08 with hinges 0.9 and 0
-    batch = conservative_ppo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, max_kl=0.1, **options)
-    assert batch == close(surrogate + 0.5 * (2.08 / 3 - 0.1) ** 2)
-    sequence = conservative_ppo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, max_kl=0.1, level="sequence", **options)
-    assert sequence == close(surrogate + 0.5 * (0.9**2 + 0.0) / 2)
-    # below the threshold there is no penalty
-    assert conservative_ppo(TWO, TWO_OLD, [2.0, -1.0], TWO_MASK, max_kl=1.0, **options) == close(surrogate)
-
-
-def test_conservative_ppo_defaults_and_weights():
-    # r = 1, k3 with ref / pi = 2: KL = 2 - 1 - log 2; weight 0 takes the surrogate, not the penalty
-    penalty = 0.1 * (1 - LOG2 - 0.01) ** 2
-    one = {"old_logprobs": [[0.0]], "advantages": [1.0], "loss_mask": [[True]], "ref_logprobs": [[LOG2]]}
-    assert conservative_ppo([[0.0]], **one) == close(-1 + penalty)
-    assert conservative_ppo([[0.0]], token_weights=[[0.0]], **one) == close(penalty)
-    # off-policy the KL carries the ratio: r = 2, ref / pi = 1
-    assert conservative_ppo([[LOG2]], **one) == close(-1.2)
-    # r = 2, ref / pi = 2: KL = 2 (1 - log 2)
-    one["ref_logprobs"] = [[2 * LOG2]]
-    assert conservative_ppo([[LOG2]], **one) == close(-1.2 + 0.1 * (2 - 2 * LOG2 - 0.01) ** 2)
-
-
-def test_policy_metrics_by_hand():
-    # tokens: r = 1.5 (A > 0, cut), 0.5 (A > 0, not cut), 0.5 (A < 0, cut), 1.5 (A < 0, not cut)
-    new = logs([[1.5, 0.5], [0.5, 1.5]])
-    metrics = policy_metrics(
-        new,
-        [[0.0, 0.0], [0.0, 0.0]],
-        [1.0, -1.0],
-        [[True, True], [True, True]],
-        ref_logprobs=[[math.log(3), new[0][1]], new[1]],
-        entropy=[[1.0, 2.0], [3.0, 6.0]],
-        clip_eps_low=0.2,
-        clip_eps_high=0.2,
-    )
-    assert metrics == {
-        "clip_frac": close(0.5),
-        "ratio": close(1.0),  # (1.5 + 0.5 + 0.5 + 1.5) / 4
-        "approx_kl": close((0 - math.log(1.5) - math.log(0.5)) / 2),  # r - 1 - log r, twice each; the r - 1 cancel
-        "bounded_frac": 0.0,
-        "ref_kl": close((1 - LOG2) / 4),  # ref / pi = 2 at the first token, 1 elsewhere
-        "entropy": close(3.0),
-    }
-
-
-def test_policy_metrics_dual_clip_bound_and_sequence_ratio():
-    clip: dict[str, Any] = {"clip_eps_low": 0.2, "clip_eps_high": 0.2}
-    # A < 0 with ratios 4 and 2: a dual clip of 3 binds on the first only
-    new, old, mask = logs([[4.0, 2.0]]), [[0.0, 0.0]], [[True, True]]
-    assert policy_metrics(new, old, [-1.0], mask, **clip)["clip_frac"] == 0.0
-    assert policy_metrics(new, old, [-1.0], mask, dual_clip=3.0, **clip)["clip_frac"] == 0.5
-    # as a sequence both tokens have sqrt(4 * 2); approx_kl stays per token: (4 - 1 - log 4 + 2 - 1 - log 2) / 2
-    metrics = policy_metrics(new, old, [1.0], mask, ratio_level="sequence", **clip)
-    assert metrics["ratio"] == close(math.sqrt(8))
-    assert metrics["clip_frac"] == 1.0
-    assert metrics["approx_kl"] == close((4 - 3 * LOG2) / 2)
-    # 21 nats are beyond the bound of 20: the ratio is e^20
-    metrics = policy_metrics([[21.0, -20.0, 0.0, -21.0]], [[0.0] * 4], [1.0], [[True] * 4], **clip)
-    assert metrics["bounded_frac"] == 0.5
-    assert metrics["ratio"] == close((math.exp(20) + 2 * math.exp(-20) + 1) / 4)
-    assert "ref_kl" not in metrics
-    assert "entropy" not in metrics
-
-
-POLICY = {
-    "grpo": (grpo, {"dual_clip": 1.5}),
-    "grpo_k1": (grpo, {"kl": "k1"}),
-    "grpo_k2": (grpo, {"kl": "k2"}),
-    "grpo_forward": (grpo, {"kl_grad": "forward"}),
-    "dr_grpo": (dr_grpo, {"max_completion_length": 7}),
-    "gspo": (gspo, {"clip_eps_low": 0.1, "clip_eps_high": 0.3}),
-    "conservative_batch": (conservative_ppo, {}),
-    "conservative_sequence": (conservative_ppo, {"level": "sequence", "conservative_coef": 2.0}),
-}
-policy_losses = pytest.mark.parametrize("name", POLICY)
-LENGTHS = (3, 5, 1)
-
-
-def batch(seed=0) -> dict[str, Any]:
-    """Three answers of 3, 5 and 1 tokens, padded to 5."""
-    rng = np.random.default_rng(seed)
-    names = ("logprobs", "old_logprobs", "ref_logprobs", "entropy", "token_weights")
-    data: dict[str, Any] = {name: rng.normal(size=(3, 5)) for name in names}
-    data["loss_mask"] = np.arange(5) < np.array(LENGTHS)[:, None]
-    data["advantages"] = np.array([1.0, -0.5, 2.0])
-    return data
-
-
-def value(name, data, **options):
-    loss, choices = POLICY[name]
-    return loss(**data, kl_coef=0.3, entropy_coef=0.2, **choices, **options)
-
-
-@policy_losses
-def test_policy_packed_equals_padded(name):
-    padded = batch()
-    mask = padded["loss_mask"]
-    packed = {key: x[mask] for key, x in padded.items() if key != "advantages"}
-    expected, cu_seqlens = value(name, padded), [0, 3, 8, 9]
-    packed["advantages"] = np.repeat(padded["advantages"], LENGTHS)
-    assert value(name, packed, cu_seqlens=cu_seqlens) == close(expected)
-    packed["advantages"] = padded["advantages"]
-    assert value(name, packed, cu_seqlens=cu_seqlens) == close(expected)
-    assert value(name, packed, cu_seqlens=[0, 4, 8, 9]) != close(expected)
-
-
-@policy_losses
-@pytest.mark.parametrize("garbage", [NAN, INF, -INF, 1e30])
-def test_policy_masked_positions_change_nothing(name, garbage):
-    data = batch()
-    expected = value(name, data)
-    for key, x in data.items():
-        if key not in ("loss_mask", "advantages"):
-            x[~data["loss_mask"]] = garbage
-    assert value(name, data) == expected
-    data["advantages"] = np.where(data["loss_mask"], data["advantages"][:, None], garbage)
-    assert value(name, data) == expected
-
-
-@policy_losses
-def test_policy_padding_and_order_of_rows_change_nothing(name):
-    data = batch()
-    expected = value(name, data)
-    for left, right, rows in ((0, 4, 0), (2, 0, 0), (1, 1, 2)):
-        wide = {k: np.pad(x, ((0, rows), (left, right))) for k, x in data.items() if k != "advantages"}
-        wide["advantages"] = np.pad(data["advantages"], (0, rows))
-        assert value(name, wide) == close(expected)
-    assert value(name, {key: x[[2, 0, 1]] for key, x in data.items()}) == close(expected)
-
-
-@policy_losses
-def test_policy_without_tokens_is_zero(name):
-    data = batch()
-    data["loss_mask"][:] = False
-    assert value(name, data) == 0.0
-    # an empty answer is not a sequence either
-    data = batch()
-    data["loss_mask"][1] = False
-    assert value(name, data) == close(value(name, {key: x[[0, 2]] for key, x in data.items()}))
-
-
-def test_policy_metrics_share_the_layouts():
-    data = batch()
-    del data["token_weights"]
-    mask = data["loss_mask"]
-    clip = {"clip_eps_low": 0.2, "clip_eps_high": 0.2, "ratio_level": "sequence"}
-    expected = policy_metrics(**data, **clip)
-    packed = {key: x[mask] for key, x in data.items() if key != "advantages"}
-    packed["advantages"] = data["advantages"]
-    assert policy_metrics(**packed, cu_seqlens=[0, 3, 8, 9], **clip) == close(expected)
-    data["logprobs"][~mask] = NAN
-    assert policy_metrics(**data, **clip) == expected
-    data["loss_mask"] = np.zeros_like(mask)
-    assert set(policy_metrics(**data, **clip).values()) == {0.0}
-
-
-def test_policy_old_logprobs_default_to_the_frozen_policy():
-    # r = exp(l - sg l): value 1, slope 1; the loss of one of two tokens is -A r / 2, so its slope is -A / 2
-    def loss(x, frozen):
-        return grpo([[x, -1.0]], None, [3.0], [[True, True]], frozen_logprobs=frozen)
-
-    assert loss(-2.0, None) == close(-3.0)
-    assert slope(lambda x: loss(x, [[-2.0, -1.0]]), -2.0) == pytest.approx(-1.5, rel=1e-8)
-    assert slope(lambda x: loss(x, None), -2.0) == 0.0
-
-
-def softmax(theta):
-    return np.exp(theta) / np.exp(theta).sum()
-
-
-@pytest.mark.parametrize(
-    ("estimator", "kl_grad", "divergence"),
-    [
-        ("k1", "reverse", "reverse"),
-        ("k2", "reverse", "reverse"),
-        ("k3", "reverse", "reverse"),
-        ("k3", "forward", "forward"),
-        ("k3", "literal", "forward"),  # on-policy the printed k3 descends KL(ref || pi), not the KL that it estimates
-        ("k2", "literal", "reverse"),
-    ],
-)
-@pytest.mark.parametrize("on_policy", [True, False])
-def test_kl_term_descends_the_divergence_it_names(estimator, kl_grad, divergence, on_policy):
-    # one answer of one token for each word of a vocabulary of four; weights V * pi_old(word) make the mean over
-    # answers the expectation under the old policy, so its slope in theta is the gradient that an update follows
-    theta, ref = np.array([0.3, -0.5, 1.0, 0.1]), softmax(np.array([-0.2, 0.4, 0.3, 0.9]))
-    old = softmax(theta if on_policy else np.array([0.6, 0.2, -0.3, 0.0]))
-    frozen = np.log(softmax(theta))[:, None]
-
-    def expected_term(theta):
-        logprobs = np.log(softmax(theta))[:, None]
-        options = {"ref_logprobs": np.log(ref)[:, None], "kl": estimator, "kl_grad": kl_grad, "kl_coef": 1.0}
-        mask, weights = np.ones((4, 1), bool), 4 * old[:, None]
-        old_logprobs = np.log(old)[:, None]
-        return grpo(logprobs, old_logprobs, [0.0] * 4, mask, token_weights=weights, frozen_logprobs=frozen, **options)
-
-    def exact(theta):
-        pi = softmax(theta)
-        return kl(pi, ref) if divergence == "reverse" else kl(ref, pi)
-
-    axes = np.eye(4)
-    estimated = [slope(lambda h, v=v: expected_term(theta + h * axes[v]), 0.0) for v in range(4)]
-    true = [slope(lambda h, v=v: exact(theta + h * axes[v]), 0.0) for v in range(4)]
-    if kl_grad == "literal" and not on_policy:  # off-policy the printed estimators descend nothing of the kind
-        assert estimated != pytest.approx(true, rel=1e-2)
-    else:
-        assert estimated == pytest.approx(true, rel=1e-6, abs=1e-9)
+def test_value_masks_weights_and_packs():
+    # errors 1, 4 and 9 of three tokens; then 2 * 1 + 0 + 0.5 * 9
+    values, returns, mask = [[1.0, 2.0], [3.0, NAN]], [[0.0, 0.0], [0.0, INF]], [[True, True], [True, False]]
+    assert value(values, None, returns, mask) == close(14 / 2 / 3)
+    for rejected in (2.0, NAN, INF):
+        values[0][1] = rejected
+        loss = value(values, None, returns, mask, token_weights=[[2.0, 0.0], [0.5, NAN]])
+        assert loss == close(6.5 / 2 / 3)
+    assert value([1.0, 2.0, 3.0], None, [0.0] * 3, [True] * 3, cu_seqlens=[0, 2, 3]) == close(14 / 2 / 3)
+    assert value(values, None, returns, [[False, False]] * 2) == 0.0
 
 
 P, Q = [0.5, 0.3, 0.2], [0.2, 0.5, 0.3]
@@ -473,50 +140,6 @@ def test_k1_and_k3_are_unbiased_by_enumeration_and_k2_is_not():
     assert expectation(kl_k1) == close(exact)
     assert expectation(kl_k3) == close(exact)
     assert expectation(kl_k2) != pytest.approx(exact, rel=1e-2)
-
-
-def test_dpo_at_the_reference_is_log_2():
-    assert dpo([-5.0, -1.0], [-2.0, -9.0], [-5.0, -1.0], [-2.0, -9.0], beta=3.0) == close(LOG2)
-    # and whatever the smoothing
-    assert dpo([-5.0], [-2.0], [-5.0], [-2.0], label_smoothing=0.3) == close(LOG2)
-
-
-def test_dpo_margin_and_smoothing_by_hand():
-    # margin = 0.5 * ((-1 + 3) - (-4 + 2)) = 2: loss log(1 + e^-2), and the flipped label costs 2 more
-    pair = ([-1.0], [-4.0], [-3.0], [-2.0])
-    loss = math.log(1 + math.exp(-2))
-    assert dpo(*pair, beta=0.5) == close(loss)
-    assert dpo(*pair, beta=0.5, label_smoothing=0.1) == close(loss + 0.1 * 2)
-    # without a reference: margin = 0.5 * (-1 + 4) = 1.5
-    assert dpo(*pair, beta=0.5, reference_free=True) == close(math.log(1 + math.exp(-1.5)))
-    assert dpo(*pair[:2], beta=0.5, reference_free=True) == close(math.log(1 + math.exp(-1.5)))
-    with pytest.raises(ValueError, match="reference_free=True"):
-        dpo(*pair[:2])
-
-
-def test_dpo_default_beta():
-    # margin = 0.1 * 10
-    assert dpo([-1.0], [-11.0], [0.0], [0.0]) == close(math.log(1 + math.exp(-1)))
-
-
-def test_dpo_mask_and_weights():
-    # losses log 2 (margin 0), masked, log(1 + 1/3) (margin log 3): (2 log 2 + 0.5 log(4 / 3)) / 2
-    chosen, rejected, zero = [0.0, NAN, math.log(3)], [0.0, INF, 0.0], [0.0, -INF, 0.0]
-    mask = [True, False, True]
-    options = {"mask": mask, "beta": 1.0}
-    loss = dpo(chosen, rejected, zero, zero, weights=[2.0, 5.0, 0.5], **options)
-    assert loss == close((2 * LOG2 + 0.5 * math.log(4 / 3)) / 2)
-    # weight 0 rejects the pair and keeps the denominator
-    chosen[0] = NAN
-    loss = dpo(chosen, rejected, zero, zero, weights=[0.0, 5.0, 1.0], **options)
-    assert loss == close(math.log(4 / 3) / 2)
-    assert dpo(chosen, rejected, zero, zero, mask=[False] * 3) == 0.0
-
-
-def test_dpo_survives_huge_margins():
-    # -log sigmoid(-1000) = 1000, -log sigmoid(1000) = 0
-    assert dpo([0.0], [1000.0], [0.0], [0.0], beta=1.0) == close(1000.0)
-    assert dpo([1000.0], [0.0], [0.0], [0.0], beta=1.0) == 0.0
 
 
 def test_group_advantages_by_hand():
@@ -556,6 +179,38 @@ def test_group_advantages_without_a_companion_are_zero():
     # a lone row still counts in the deviation of the batch: 1, 0 and 5 have mean 2, squares 1 + 4 + 9 = 14
     advantages = group_advantages([1.0, 0.0, 5.0], [0, 0, 1], "batch", eps=0.0)
     assert advantages == close([0.5 / math.sqrt(7), -0.5 / math.sqrt(7), 0.0])
+
+
+def test_leave_one_out_by_hand():
+    # 1 - (0 + 2) / 2, 0 - (1 + 2) / 2, 2 - (1 + 0) / 2; 5 - 3 and 3 - 5
+    rewards, groups = [1.0, 5.0, 0.0, 3.0, 2.0], [7, 3, 7, 3, 7]
+    expected = [0.0, 2.0, -1.5, -2.0, 1.5]
+    assert group_advantages(rewards, groups, "none", baseline="leave_one_out") == close(expected)
+
+
+def test_informative_groups_by_hand():
+    rewards, groups = [1.0, 1.0, 0.0, 1.0, NAN, 2.0], [0, 0, 1, 1, 2, 2]
+    assert informative_groups(rewards, groups) == [False, False, True, True, False, False]
+    assert informative_groups(rewards, groups, valid=[True, True, True, False, True, True]) == [False] * 6
+
+
+def test_gae_by_hand():
+    # gamma 0.5, lambda 0.5; deltas 1 + 0.5 * 2 - 1 = 1, 0 + 0.5 * 4 - 2 = 0 and 3 + 0 - 4 = -1
+    # A = 1 + 0.25 * 0 + 0.0625 * (-1), 0 + 0.25 * (-1), -1
+    advantages, returns = gae([[1.0, 0.0, 3.0]], [[1.0, 2.0, 4.0]], [[True] * 3], 0.5, 0.5)
+    assert advantages == [close([0.9375, -0.25, -1.0])]
+    assert returns == [close([1.9375, 1.75, 3.0])]
+    # a truncated answer goes on at 8: the last delta is 3 + 0.5 * 8 - 4 = 3
+    advantages, _ = gae([[1.0, 0.0, 3.0]], [[1.0, 2.0, 4.0]], [[True] * 3], 0.5, 0.5, [8.0])
+    assert advantages == [close([1 + 3 / 16, 0.75, 3.0])]
+
+
+def test_whiten_by_hand():
+    # 1, 3, 5: mean 3, variance (4 + 0 + 4) / 2 = 4
+    values, mask = [[1.0, 3.0], [NAN, 5.0]], [[True, True], [False, True]]
+    assert whiten(values, mask, eps=0.0) == [[-1.0, 0.0], [0.0, 1.0]]
+    assert whiten(values, mask, center=False, eps=0.0) == [[2.0, 3.0], [0.0, 4.0]]
+    assert whiten(values, mask, eps=12.0) == [[-0.5, 0.0], [0.0, 0.5]]  # sqrt(4 + 12) = 4
 
 
 def test_token_stats_by_hand():

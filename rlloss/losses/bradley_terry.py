@@ -67,10 +67,9 @@ class BradleyTerryLoss(Loss):
         mask = row_mask(
             self._who,
             mask,
-            chosen_rewards=chosen_rewards,
-            rejected_rewards=rejected_rewards,
-            margin=margin,
-            weights=weights,
+            {"chosen_rewards": chosen_rewards, "rejected_rewards": rejected_rewards},
+            {"margin": margin, "weights": weights},
+            hint="rlloss.ScalarModel.score makes it",
         )
         chosen, rejected = zero_masked(mask, chosen_rewards, rejected_rewards)
         inputs = (chosen, rejected) if margin is None else (chosen, rejected, *zero_masked(mask, margin.detach()))

@@ -17,8 +17,9 @@ class GSPOLoss(ClippedPolicyLoss):
         loss = (1/S) sum_i max(-s_i A_i, -clip(s_i, 1 - clip_eps_low, 1 + clip_eps_high) A_i)
         dloss/dl_t = -(1/S) (1/L_i) s_i A_i    where the clip does not bind, else 0
 
-    Ranges are of order 1e-4 (section 5.1 of the paper), because a mean of many tokens moves little. Advantages that
-    differ within a sequence enter by their mean. Base class: inputs, options and metrics; adds clip_frac.
+    Ranges are of order 1e-4 (section 5.1 of the paper), because a mean of many tokens moves little. Where advantages
+    differ within a sequence, each token's meets the common ratio and clip, and the mean is taken. Base class: inputs,
+    options and metrics; adds clip_frac.
 
     Args:
         clip_eps_low: The ratio's room below 1.

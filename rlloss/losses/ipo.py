@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from rlloss._checks import check_flag
 from rlloss._typing import Float
 from rlloss.preference import PreferenceLoss
 
@@ -34,6 +35,7 @@ class IPOLoss(PreferenceLoss):
 
     def __init__(self, *, beta: float = 0.1, length_normalized: bool = False, reference_free: bool = False) -> None:
         super().__init__(beta=beta, reference_free=reference_free)
+        check_flag(self._who, "length_normalized", length_normalized)
         self.length_normalized = length_normalized
 
     def pair_loss(self, h: Float[Tensor, " B"]) -> Float[Tensor, " B"]:

@@ -94,7 +94,13 @@ class KTOLoss(Loss):
     ) -> LossOutput:
         """The loss and its metrics; the class docstring says what each argument means."""
         check_normalizer(self._who, normalizer)
-        mask = row_mask(self._who, mask, logps=logps, ref_logps=ref_logps, weights=weights)
+        mask = row_mask(
+            self._who,
+            mask,
+            {"logps": logps, "ref_logps": ref_logps},
+            {"weights": weights},
+            hint="rlloss.sequence_logps(logprobs, loss_mask) makes it",
+        )
         kl = self._checked(logps, desirable, kl)
         logps, ref_logps = zero_masked(mask, logps, ref_logps.detach())
         log_ratio = logps - ref_logps
@@ -123,7 +129,9 @@ class KTOLoss(Loss):
                 f"{self._who}: desirable must be {list(logps.shape)} as logps, got {list(desirable.shape)}"
             )
         check_device(self._who, "desirable", desirable, "logps", logps)
-        kl = torch.as_tensor(kl, device=logps.device).detach().to(logps.dtype)
+        if not isinstance(kl, Tensor):
+            check_range(self._who, "kl", kl, 0)
+        kl = torch.as_tensor(kl, dtype=logps.dtype, device=logps.device).detach()
         if kl.ndim != 0:
             raise ValueError(
                 f"{self._who}: kl must be one number for the whole step, got shape {list(kl.shape)}; "

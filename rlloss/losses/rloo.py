@@ -18,8 +18,9 @@ class RLOOLoss(ClippedPolicyLoss):
         loss = (1/S) sum_i max(-r_i A_i, -clip(r_i, 1 - clip_eps_low, 1 + clip_eps_high) A_i)
         dloss/dl_t = -(1/S) r_i A_i    where the clip does not bind, else 0
 
-    Advantages that differ within a sequence enter by their mean. The paper's KL penalty is part of the reward: take
-    kl_coef * sum_t (old_t - ref_t) off it. Base class: inputs, options and metrics; adds clip_frac.
+    Where advantages differ within a sequence, each token's meets the common ratio and clip, and the mean is taken. The
+    paper's KL penalty is part of the reward: take kl_coef * sum_t (old_t - ref_t) off it. Base class: inputs, options
+    and metrics; adds clip_frac.
 
     Args:
         clip_eps_low: The ratio's room below 1.

@@ -36,6 +36,7 @@ class SimPOLoss(PreferenceLoss):
     """
 
     length_normalized = True
+    _inputs = ("chosen_mean_logps", "rejected_mean_logps")
 
     def __init__(self, *, beta: float = 2.0, margin: float = 0.5, label_smoothing: float = 0.0) -> None:
         super().__init__(beta=beta, reference_free=True)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from rlloss._checks import check_like, check_range, check_tokens_layout
+from rlloss._checks import check_flag, check_like, check_range, check_tokens_layout
 from rlloss._typing import Bool, Float
 from rlloss.output import ExplainedVariance, LossOutput, Mean
 from rlloss.protocol import Loss
@@ -44,6 +44,7 @@ class ValueLoss(Loss):
         super().__init__()
         if value_clip is not None:
             check_range(self._who, "value_clip", value_clip, 0, open_low=True)
+        check_flag(self._who, "halve", halve)
         self.value_clip, self.halve = value_clip, halve
 
     @property
@@ -67,9 +68,9 @@ class ValueLoss(Loss):
         check_tokens_layout(self._who, loss_mask, cu_seqlens)
         check_like(self._who, "values", values, "loss_mask", loss_mask)
         old_values = values if old_values is None else old_values
-        for name, x in {"old_values": old_values, "returns": returns, "token_weights": token_weights}.items():
-            if x is not None:
-                check_like(self._who, name, x, "values", values)
+        given = {"old_values": old_values, "returns": returns}
+        for name, x in (given if token_weights is None else given | {"token_weights": token_weights}).items():
+            check_like(self._who, name, x, "values", values)
         mask = within_sequences(loss_mask, cu_seqlens)
         values, old_values, returns = zero_masked(mask, values, old_values.detach(), returns.detach())
         accepted = values, old_values, returns
