@@ -63,6 +63,16 @@ def exact_match(prompts: list[str], completions: list[str], answer: list[str], *
     return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
 
 
+def digit_match(
+    prompts: list[str], completions: list[str], answer: list[str], completion_ids: list[list[int]], **columns: Any
+) -> list[list[float]]:
+    """A quarter for each token that is right at its place, the end of the sequence included: 1 for the right sum."""
+    return [
+        [0.25 * (written[k : k + 1] == right[k : k + 1]) for k in range(len(ids))]
+        for written, right, ids in zip(completions, answer, completion_ids, strict=True)
+    ]
+
+
 def warm_start(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,

@@ -89,6 +89,7 @@ def main() -> None:
     watch = Session(model, tokenizer)
     print(f"\nGRPO: 32 prompts x {GROUP_SIZE} completions a step; held-out accuracy {evaluate(watch)['accuracy']:.3f}")
 
+    eos_token_id = tokenizer.convert_tokens_to_ids("<eos>")
     loss_fn = rlloss.GRPOLoss()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, betas=(0.9, 0.95), weight_decay=0.0)
     generator = torch.Generator().manual_seed(args.seed)
@@ -100,7 +101,7 @@ def main() -> None:
             [prompt.ids for prompt in asked[::GROUP_SIZE]],
             group_size=GROUP_SIZE,
             max_new_tokens=ANSWER_TOKENS,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=eos_token_id,
             generator=generator,
         )
         texts = tokenizer.batch_decode([c.ids for c in drawn], skip_special_tokens=True)

@@ -1,9 +1,9 @@
 """PPO with a critic on two-digit addition: one answer per prompt, where GRPO needs a group of them.
 
-The same task, model and warm start as examples/grpo_addition.py. The critic learns what each prefix of an answer is
-worth, so that a wrong digit is blamed where it stands; `explained_variance_before` says how much of the rewards to come
-it knew before it saw them. It has a trunk of its own here; `--shared-trunk` makes it a head on the policy's. The KL to
-the reference is part of the reward, under a coefficient that a controller steers to a target.
+The same task, model and warm start as examples/grpo_addition.py, but a token's reward comes when it is written: that is
+what a critic is for. It learns what is still to come after each prefix, and `explained_variance_before` says how
+much of that it knew. It has a trunk of its own here; `--shared-trunk` makes it a head on the policy's. The KL to the
+reference is part of the reward, under a coefficient that a controller steers to a target.
 
     python examples/ppo_with_critic.py
 """
@@ -13,7 +13,7 @@ import copy
 from pathlib import Path
 
 import torch
-from addition import ANSWER_TOKENS, digits_tokenizer, exact_match, small_llama, sums, warm_start
+from addition import ANSWER_TOKENS, digit_match, digits_tokenizer, exact_match, small_llama, sums, warm_start
 from torch.optim.lr_scheduler import LambdaLR
 
 import rlloss
@@ -28,13 +28,13 @@ from rlloss.loop import (
     train_online,
 )
 
-UPDATES_PER_STEP = 2
+EPOCHS, UPDATES_PER_EPOCH = 4, 2  # over the answers of each step
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=240, help="steps of PPO")
+    parser.add_argument("--steps", type=int, default=80, help="steps of PPO")
     parser.add_argument("--warm-start", type=float, default=0.6, help="accuracy at which SFT hands over")
     parser.add_argument("--shared-trunk", action="store_true", help="the critic is a head on the policy's trunk")
     parser.add_argument("--target-kl", type=float, default=2.0, help="nats per answer that the controller holds")
@@ -52,14 +52,14 @@ def main() -> None:
 
     warm_start(model, tokenizer, train_rows, evaluate, args.warm_start)
 
-    print("\nPPO: 512 prompts x 1 completion a step, reward 1 for the right sum, else 0")
-    updates = UPDATES_PER_STEP * args.steps
+    print("\nPPO: 512 prompts x 1 completion a step, a quarter of the reward for each right token")
+    updates = EPOCHS * UPDATES_PER_EPOCH * args.steps
     session = Session(
         model,
         tokenizer,
         reference=frozen_copy(model),
         critic=rlloss.ScalarModel(model if args.shared_trunk else copy.deepcopy(model)),
-        learning_rate=5e-4,
+        learning_rate=3e-4,
         critic_learning_rate=1e-3,
         scheduler=lambda optimizer: LambdaLR(optimizer, lambda k: min((k + 1) / 20, 1 - k / updates)),
         seed=args.seed,
@@ -68,14 +68,15 @@ def main() -> None:
     train_online(
         session,
         train,
-        exact_match,
+        digit_match,
         rlloss.ActorCriticLoss(policy=rlloss.PPOLoss(), value=rlloss.ValueLoss(), value_coef=0.5),
         steps=args.steps,
         prompts_per_step=512,
         group_size=1,
         max_new_tokens=ANSWER_TOKENS,
         advantages=CriticAdvantages(kl_coef=rlloss.AdaptiveKLController(0.01, target_kl=args.target_kl)),
-        updates_per_epoch=UPDATES_PER_STEP,
+        epochs_per_step=EPOCHS,
+        updates_per_epoch=UPDATES_PER_EPOCH,
         recompute_old_logprobs=False,  # sampler and trainer are one float32 model: what it recorded is exact
         evaluate=evaluate,
         evaluate_every=10,

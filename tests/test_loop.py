@@ -299,9 +299,23 @@ def test_rewards_are_weighed():
     def given(prompts, completions, score, **columns):
         return score
 
-    values, means = Rewards([one, given], weights=[0.5, 2.0])(["p"] * 2, ["a", "b"], {"score": [3, 4]})
-    assert values.tolist() == [6.5, 8.5]
-    assert means == {"reward/one": 1.0, "reward/given": 3.5}
+    scores = Rewards([one, given], weights=[0.5, 2.0])(["p"] * 2, ["a", "b"], {"score": [3, 4]})
+    assert scores.total.tolist() == [6.5, 8.5]
+    assert scores.means == {"reward/one": 1.0, "reward/given": 3.5}
+    assert scores.per_token is None
+
+
+def test_rewards_may_come_token_by_token():
+    def per_token(prompts, completions, completion_ids, **columns):
+        return [[float(i) for i in ids] for ids in completion_ids]
+
+    def whole(prompts, completions, **columns):
+        return [10.0, 20.0]
+
+    ids = {"completion_ids": [[1, 2, 3], [4]]}
+    scores = Rewards([per_token, whole], weights=[1.0, 0.5])(["p"] * 2, ["abc", "d"], ids)
+    assert scores.total.tolist() == [11.0, 14.0]
+    assert scores.per_token == [[1.0, 2.0, 8.0], [14.0]]  # the answer's own reward stands at its last token
 
 
 def too_few(prompts, completions, **columns):
@@ -310,6 +324,18 @@ def too_few(prompts, completions, **columns):
 
 def not_a_number(prompts, completions, **columns):
     return [0.0] * (len(completions) - 1) + [float("nan")]
+
+
+def too_few_tokens(prompts, completions, **columns):
+    return [[1.0], [1.0], [1.0]]
+
+
+def mixed(prompts, completions, **columns):
+    return [[1.0, 2.0], 1.0, [1.0]]
+
+
+def nan_token(prompts, completions, **columns):
+    return [[1.0, float("nan")], [1.0], [1.0]]
 
 
 def nothing(prompts, completions, **columns):
@@ -323,11 +349,14 @@ def nothing(prompts, completions, **columns):
         (too_few, r"'too_few'.*got 3 completions but returned 1"),
         (not_a_number, r"'not_a_number'.*nan for completion 2 \('c'\).*finite"),
         (nothing, r"'nothing'.*one number per completion, got None"),
+        (too_few_tokens, r"'too_few_tokens'.*each of the 2 tokens of completion 0 \('ab'\), got 1 numbers"),
+        (mixed, r"'mixed'.*each of the 1 tokens of completion 1 .*got one number"),
+        (nan_token, r"'nan_token'.*returned nan for completion 0"),
     ],
 )
 def test_bad_rewards_raise(function, message):
     with pytest.raises(ValueError, match=message):
-        Rewards(function)(["p"] * 3, ["a", "b", "c"], {})
+        Rewards(function)(["p"] * 3, ["ab", "b", "c"], {"completion_ids": [[2, 3], [3], [4]]})
 
 
 @pytest.mark.unhooked

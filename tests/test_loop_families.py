@@ -163,6 +163,23 @@ def test_critic_advantages_are_gae_of_the_shaped_rewards(tokenizer, bootstrap):
             assert batch.fields["returns"][row, t] == pytest.approx(advantage + float(values[row, t]), abs=1e-4)
 
 
+def test_rewards_per_token_reach_the_tokens_that_earned_them(tokenizer):
+    def a_by_a(prompts, completions, completion_ids, **columns):
+        return [[float(i == 2) for i in ids] for ids in completion_ids]
+
+    session = critic_session(tokenizer)
+    batch, numbers = rollout(session, prompts(PROMPTS, tokenizer), Rewards(a_by_a), 4, 4)
+    is_a = (batch.ids == 2) & batch.loss_mask
+    assert is_a.any()
+    assert torch.equal(batch.fields["token_rewards"], is_a.float())
+    assert numbers["reward"] == pytest.approx(float(is_a.sum() / len(is_a)))
+    CriticAdvantages(gae_lambda=0.0, whiten=False)(session, batch)
+    values = session.values(batch)
+    following = torch.cat([values[:, 1:], torch.zeros(len(values), 1)], 1) * ~rlloss.last_tokens(batch.loss_mask)
+    expected = (is_a + following - values) * batch.loss_mask
+    torch.testing.assert_close(batch.fields["advantages"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_group_advantages_carry_the_kl_in_the_reward(tokenizer):
     session = critic_session(tokenizer)
     batch, _ = rollout(session, prompts(PROMPTS, tokenizer), Rewards(share_of_a), 3, 3)
@@ -242,6 +259,8 @@ def test_a_checkpoint_holds_heads_and_controllers(tokenizer, tmp_path, own_trunk
     whole, whole_advantages = ppo_run(tokenizer, tmp_path / "whole", 6, own_trunk=own_trunk)
     ppo_run(tokenizer, tmp_path / "parts", 3, own_trunk=own_trunk)
     resumed, advantages = ppo_run(tokenizer, tmp_path / "parts", 6, own_trunk=own_trunk, resume=True)
+    assert whole.critic is not None
+    assert resumed.critic is not None
     for module, again in ((whole.model, resumed.model), (whole.critic, resumed.critic), (whole_advantages, advantages)):
         for name, x in module.state_dict().items():
             assert torch.equal(x, again.state_dict()[name]), name

@@ -58,8 +58,13 @@ class ShapedAdvantages(nn.Module):
         """Rewards per token, the sequence's own at its last, and what is logged of them."""
         rewards, mask = batch.fields["rewards"], batch.loss_mask
         if self.reward_norm is not None:
+            if "token_rewards" in batch.fields:
+                raise ValueError(
+                    f"{type(self).__name__}: reward_norm is for one reward per answer, got rewards per token"
+                )
             self.reward_norm.update(Moments.of(rewards.double(), torch.ones_like(rewards, dtype=torch.bool)))
             rewards = self.reward_norm(rewards)
+        rewards = batch.fields.get("token_rewards", rewards)
         kl = torch.zeros_like(batch.fields["old_logprobs"])
         numbers = {}
         if self.needs_reference:
@@ -69,7 +74,7 @@ class ShapedAdvantages(nn.Module):
             numbers = {"sequence_kl": float(per_sequence), "kl_coef": float(self.kl_controller.kl_coef)}
         shaped = kl_shaped_rewards(rewards, kl, mask, self.kl_controller.kl_coef.to(rewards.dtype))
         if self.needs_reference:
-            self.kl_controller.update(numbers["sequence_kl"], len(rewards))
+            self.kl_controller.update(numbers["sequence_kl"], len(mask))
         return shaped, numbers
 
 

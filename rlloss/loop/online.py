@@ -12,7 +12,7 @@ from rlloss.advantages.group import group_advantages
 from rlloss.loop.advantages import CriticAdvantages, ShapedAdvantages
 from rlloss.loop.batch import Batch, collate
 from rlloss.loop.data import Prompt, Tokens
-from rlloss.loop.rewards import RewardFunction, Rewards
+from rlloss.loop.rewards import RewardFunction, Rewards, Scores
 from rlloss.loop.run import RunOptions, example_order, run_steps
 from rlloss.loop.sampling import Completion
 from rlloss.loop.session import Session
@@ -48,7 +48,8 @@ def train_online(
 
     Args:
         prompts: From `rlloss.loop.prompts`.
-        rewards: (prompts, completions, **columns) -> list of numbers, or several of them (`Rewards` weighs them).
+        rewards: (prompts, completions, **columns) -> list of numbers, or several of them (`Rewards` weighs them); the
+            columns are those of the prompts, and completion_ids.
         advantages: (rewards, group_ids) -> advantages, one per completion; or `CriticAdvantages` for PPO,
             `GroupAdvantages` for a KL in the reward.
         recompute_old_logprobs: Takes the policy's own log-probs as `old_logprobs`, at the cost of a forward pass;
@@ -100,22 +101,22 @@ def rollout(
 ) -> tuple[Batch, dict[str, float]]:
     """Samples groups and scores them: the step's batch with its `rewards`, and what is logged of it.
 
-    Its other fields: `group_ids` (the prompt's number), `finished` (False where `max_new_tokens` cut), and the
-    sampler's `old_logprobs`.
+    Its other fields: `group_ids` (the prompt's number), `finished` (False where `max_new_tokens` cut), the sampler's
+    `old_logprobs`, and `token_rewards` where a reward function gave them.
     """
     completions = session.sample([p.ids for p in prompts], group_size=group_size, max_new_tokens=max_new_tokens)
     asked = [p for p in prompts for _ in range(group_size)]
-    values, _, numbers = _scored(session, asked, completions, rewards)
+    scores, _ = _scored(session, asked, completions, rewards)
     batch = collate([_sequence(p, c) for p, c in zip(asked, completions, strict=True)])
-    batch.fields["rewards"] = values
+    batch.fields["rewards"] = scores.total
+    if scores.per_token is not None:
+        batch.fields["token_rewards"] = _placed(batch, [x for row in scores.per_token for x in row])
     batch.fields["group_ids"] = repeat(torch.arange(len(prompts)), "prompts -> (prompts group)", group=group_size)
     batch.fields["finished"] = torch.tensor([c.finished for c in completions])
-    batch.fields["old_logprobs"] = torch.zeros(batch.ids.shape).masked_scatter_(
-        batch.loss_mask, torch.tensor([x for c in completions for x in c.logprobs])
-    )
-    return batch, numbers | {
-        "reward": float(values.mean()),
-        "reward_std": float(values.std(correction=0)),
+    batch.fields["old_logprobs"] = _placed(batch, [x for c in completions for x in c.logprobs])
+    return batch, scores.means | {
+        "reward": float(scores.total.mean()),
+        "reward_std": float(scores.total.std(correction=0)),
         "completion_length": float(batch.loss_mask.sum(-1).float().mean()),
         "finished_frac": sum(c.finished for c in completions) / len(completions),
     }
@@ -135,17 +136,22 @@ def evaluate_online(
     """
     generator = torch.Generator(session.device).manual_seed(seed)
     drawn = session.sample([p.ids for p in prompts], max_new_tokens=max_new_tokens, generator=generator)
-    values, texts, _ = _scored(session, prompts, drawn, rewards if isinstance(rewards, Rewards) else Rewards(rewards))
-    return float(values.mean()), texts
+    scores, texts = _scored(session, prompts, drawn, rewards if isinstance(rewards, Rewards) else Rewards(rewards))
+    return float(scores.total.mean()), texts
 
 
 def _scored(
     session: Session, prompts: Sequence[Prompt], completions: Sequence[Completion], rewards: Rewards
-) -> tuple[Tensor, list[str], dict[str, float]]:
+) -> tuple[Scores, list[str]]:
     texts = session.tokenizer.batch_decode([c.ids for c in completions], skip_special_tokens=True)
     columns: dict[str, list[Any]] = {name: [p.columns[name] for p in prompts] for name in prompts[0].columns}
-    values, numbers = rewards([p.text for p in prompts], texts, columns)
-    return values, texts, numbers
+    columns["completion_ids"] = [c.ids for c in completions]
+    return rewards([p.text for p in prompts], texts, columns), texts
+
+
+def _placed(batch: Batch, numbers: list[float]) -> Tensor:
+    """One number per trained token, at its place in the batch."""
+    return torch.zeros(batch.ids.shape).masked_scatter_(batch.loss_mask, torch.tensor(numbers))
 
 
 def optimise(

@@ -1,24 +1,35 @@
-"""Reward functions in the field's form: (prompts, completions, **columns) -> one number per completion."""
+"""Reward functions in the field's form: (prompts, completions, **columns) -> a number per completion, or per token."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlloss._checks import check_range
 
-__all__ = ["RewardFunction", "Rewards"]
+__all__ = ["RewardFunction", "Rewards", "Scores"]
 
-RewardFunction = Callable[..., Sequence[float]]
+RewardFunction = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
+
+
+class Scores(NamedTuple):
+    """What completions earned: in all, by each function, and per token where a function said so."""
+
+    total: Tensor  # [B]
+    means: dict[str, float]  # unweighted, by name; empty where there is one function
+    per_token: list[list[float]] | None  # a function's number for the whole completion stands at its last token
 
 
 class Rewards:
     """One reward function or a weighted sum of several, with every return value checked.
 
+    A function may also return a list of numbers per completion, one for each of its tokens: rewards that are earned on
+    the way. It finds the tokens in the column `completion_ids`.
+
     >>> def length(prompts, completions, **columns):
     ...     return [float(len(c)) for c in completions]
-    >>> Rewards([length, length], weights=[1.0, 0.5])(["p", "p"], ["abc", ""], {})[0].tolist()
+    >>> Rewards([length, length], weights=[1.0, 0.5])(["p", "p"], ["abc", ""], {}).total.tolist()
     [4.5, 0.0]
     """
 
@@ -36,34 +47,67 @@ class Rewards:
         self.names = [_name(f) for f in self.functions]
 
     def __call__(
-        self, prompts: Sequence[Any], completions: Sequence[str], columns: dict[str, list[Any]]
-    ) -> tuple[Tensor, dict[str, float]]:
-        """The weighted rewards `[B]`, and each function's unweighted mean by name."""
-        total, means = torch.zeros(len(completions)), {}
+        self, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
+    ) -> Scores:
+        """The weighted rewards of all completions."""
+        total, means, parts = torch.zeros(len(completions)), {}, []
         for function, name, weight in zip(self.functions, self.names, self.weights, strict=True):
-            values = self._checked(function(prompts, completions, **columns), name, completions)
+            given = function(prompts, completions, **columns)
+            tokens = _per_token(given, name, completions, columns)
+            values = _checked(given if tokens is None else [sum(row) for row in tokens], name, completions)
             means[f"reward/{name}"] = float(values.mean())
             total += weight * values
-        return total, means if len(self.functions) > 1 else {}
+            parts.append((weight, values.tolist(), tokens))
+        per_token = None
+        if any(tokens is not None for _, _, tokens in parts):
+            per_token = [[0.0] * len(ids) for ids in columns["completion_ids"]]
+            for weight, values, tokens in parts:
+                for i, row in enumerate(per_token):
+                    earned = [0.0] * (len(row) - 1) + [values[i]] if tokens is None else tokens[i]
+                    per_token[i] = [x + weight * y for x, y in zip(row, earned, strict=True)]
+        return Scores(total, means if len(self.functions) > 1 else {}, per_token)
 
-    def _checked(self, values: Any, name: str, completions: Sequence[str]) -> Tensor:
-        try:
-            rewards = torch.tensor([float(v) for v in values], dtype=torch.float32)
-        except (TypeError, ValueError) as error:
+
+def _per_token(
+    given: Any, name: str, completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> list[list[float]] | None:
+    """What a function returned, where it is a list per completion."""
+    if not isinstance(given, list | tuple) or not any(isinstance(row, list | tuple) for row in given):
+        return None
+    _check_length(len(given), name, completions)
+    rows = [[float(x) for x in row] if isinstance(row, list | tuple) else None for row in given]
+    made: list[list[float]] = []
+    for i, (row, ids) in enumerate(zip(rows, columns.get("completion_ids", []), strict=False)):
+        if row is None or len(row) != len(ids):
+            got = "one number" if row is None else f"{len(row)} numbers"
             raise ValueError(
-                f"reward function {name!r}: must return one number per completion, got {values!r:.200}"
-            ) from error
-        if len(rewards) != len(completions):
-            raise ValueError(
-                f"reward function {name!r}: got {len(completions)} completions but returned {len(rewards)} rewards"
+                f"reward function {name!r}: rewards per token need one number for each of the {len(ids)} tokens of "
+                f"completion {i} ({completions[i]!r:.200}), got {got}; the column completion_ids has the tokens"
             )
-        bad = (~rewards.isfinite()).nonzero().flatten().tolist()
-        if bad:
-            raise ValueError(
-                f"reward function {name!r}: returned {rewards[bad[0]].item()} for completion {bad[0]} "
-                f"({completions[bad[0]]!r:.200}); return a finite number, such as 0.0 for an answer without a score"
-            )
-        return rewards
+        made.append(row)
+    return made
+
+
+def _checked(values: Any, name: str, completions: Sequence[str]) -> Tensor:
+    try:
+        rewards = torch.tensor([float(v) for v in values], dtype=torch.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"reward function {name!r}: must return one number per completion, got {values!r:.200}"
+        ) from error
+    _check_length(len(rewards), name, completions)
+    bad = (~rewards.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(
+            f"reward function {name!r}: returned {rewards[bad[0]].item()} for completion {bad[0]} "
+            f"({completions[bad[0]]!r:.200}); return a finite number, such as 0.0 for an answer without a score"
+        )
+    return rewards
+
+
+def _check_length(number: int, name: str, completions: Sequence[str]) -> None:
+    if number != len(completions):
+        raise ValueError(f"reward function {name!r}: got {len(completions)} completions but returned {number} rewards")
 
 
 def _name(function: RewardFunction) -> str:
