@@ -465,6 +465,8 @@ def test_misuse_of_critics_and_reward_models_teaches(tokenizer, tmp_path):
         train_offline(plain, PAIRS, rlloss.KTOLoss(), steps=1, batch_size=2, progress=False)
     with pytest.raises(ValueError, match="critic_learning_rate is for the optimiser made here"):
         Session(tiny_llama(), tokenizer, optimizer=plain.optimizer, critic_learning_rate=1e-3)
+    with pytest.raises(ValueError, match=r"Session: needs a critic, got None"):
+        plain.values(collate([Tokens([2, 3], [False, True])]))
     with pytest.raises(ValueError, match=r"has no scalar_head.safetensors"):
         load_scalar_model(tmp_path)
     batch = collate([Tokens([2, 3, 1], [False, True, True])])

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from rlloss import ValueLoss, scalars
+from rlloss import ActorCriticLoss, PPOLoss, ValueLoss, scalars
 
 
 def tensor(*rows):
@@ -104,3 +104,24 @@ def test_a_critic_that_knows_the_returns_has_nothing_to_learn():
     assert loss == 0
     assert slope == [0.0] * 5
     assert scalars(ValueLoss()(RETURNS, None, RETURNS, MASK).metrics)["explained_variance"] == 1
+
+
+def test_rounding_is_no_clip():
+    # 0.04 + (0.17 - 0.04) is a little less than 0.17 in float32, and so further from the return
+    values, old, returns = (torch.tensor([[x]]) for x in (0.17, 0.04, 1.0))
+    assert ((old + (values - old) - returns).square() > (values - returns).square()).all()
+    out = ValueLoss(value_clip=0.2)(values, old, returns, torch.ones(1, 1, dtype=torch.bool))
+    assert float(out.metrics["value_clip_frac"]) == 0
+
+
+def test_actor_critic_by_hand():
+    # ratio 1.5 clipped to 1.2 for an advantage of 2; the critic is 3 below its return and where it was
+    logprobs, advantages = tensor([math.log(0.75)]), tensor([2.0])
+    values, mask = tensor([4.0]), torch.ones(1, 1, dtype=torch.bool)
+    old = tensor([math.log(0.5)])
+    loss_fn = ActorCriticLoss(policy=PPOLoss(), value=ValueLoss())
+    out = loss_fn(logprobs, old, advantages, mask, values=values, old_values=values, returns=values + 3)
+    assert out.loss.item() == close(-1.2 * 2 + 0.5 * (9 / 2))
+    metrics = scalars(out.metrics)
+    assert (metrics["ratio"], metrics["clip_frac"]) == (close(1.5), 1)
+    assert (metrics["value"], metrics["value_error"]) == (4, 9)

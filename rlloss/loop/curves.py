@@ -17,13 +17,16 @@ _OFFLINE_KEYS = ("loss", "nll", "accuracy", "margin")
 _TITLES = {
     "reward": "Reward",
     "accuracy": "Accuracy",
+    "explained_variance_before": "Explained variance",
+    "kl_coef": "KL coefficient",
+    "sequence_kl": "KL to the reference (nats per answer)",
     "ref_kl": "KL to the reference (nats per token)",
     "approx_kl": "KL to the old policy (nats per token)",
     "entropy": "Entropy (nats per token)",
     "clip_frac": "Clip fraction (of tokens)",
     "loss": "Loss",
     "nll": "Negative log-likelihood (nats per token)",
-    "margin": "Margin (nats)",
+    "margin": "Margin",
 }
 _SMOOTHED_FROM = 50  # points: below, a line shows itself
 

@@ -139,6 +139,8 @@ class Session:
 
         So it is aligned with the log-probs: the value of the state in which `batch.ids[:, t]` is chosen.
         """
+        if self.critic is None:
+            raise ValueError("Session: needs a critic, got None; pass Session(..., critic=rlloss.ScalarModel(model))")
         return self._waist(self.model, batch, ("values",))["values"].cpu()
 
     def forward(self, batch: Batch, loss_fn: Loss) -> tuple[float, dict[str, Metric]]:

@@ -1,6 +1,7 @@
 """Preferences over pairs, thumbs over single answers, and rewards over pairs."""
 
 import math
+from typing import SupportsFloat
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -139,7 +140,7 @@ def kto(
     ref_logps: ArrayLike,
     desirable: ArrayLike,
     *,
-    kl: float,
+    kl: SupportsFloat,
     mask: ArrayLike | None = None,
     weights: ArrayLike | None = None,
     beta: float = 0.1,

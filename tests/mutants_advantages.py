@@ -1,0 +1,288 @@
+"""Mutants of what makes rewards and advantages: group, gae, whiten, shaping, running."""
+
+STD = "(_group_sum(centred.square(), group) / (sizes - 1).clamp(min=1)).sqrt()"
+BATCH_STD = "(deviation.square().sum() / (valid.sum() - 1).clamp(min=1)).sqrt()"
+MEAN = "mean = _group_sum(x, group) / sizes.clamp(min=1)"
+FROM_SMALLEST = 'x = torch.where(valid, x - _group_extreme(x, group, valid, "amin"), 0)'
+LEAVE_ONE_OUT = "advantages = advantages * sizes / (sizes - 1).clamp(min=1)"
+INFORMATIVE = "valid & (smallest != "
+GROUP = [
+    ("sign", "the mean", "centred = torch.where(valid, x - mean, 0)", "centred = torch.where(valid, x + mean, 0)"),
+    (
+        "sign",
+        "the advantages",
+        "centred = torch.where(valid, x - mean, 0)",
+        "centred = torch.where(valid, mean - x, 0)",
+    ),
+    ("coefficient", "the group's deviation with n", STD, STD.replace("(sizes - 1)", "sizes")),
+    ("coefficient", "the batch's deviation with n", BATCH_STD, BATCH_STD.replace("(valid.sum() - 1)", "valid.sum()")),
+    ("coefficient", "the group's variance", STD, STD.removesuffix(".sqrt()")),
+    ("coefficient", "the batch's variance", BATCH_STD, BATCH_STD.removesuffix(".sqrt()")),
+    ("coefficient", "eps is ignored in a group", "centred / (std + eps)", "centred / (std + 1e-9)"),
+    ("coefficient", "eps is ignored in the batch", ".sqrt() + eps)", ".sqrt() + 1e-9)"),
+    ("coefficient", "none divides too", 'if scale == "group":', 'if scale in ("group", "none"):'),
+    ("coefficient", "leave-one-out without its factor", LEAVE_ONE_OUT, "pass"),
+    (
+        "coefficient",
+        "leave-one-out times (n - 1) / n",
+        LEAVE_ONE_OUT,
+        "advantages = advantages * (sizes - 1) / sizes.clamp(min=1)",
+    ),
+    ("unit", "the mean of the batch", MEAN, "mean = x.sum() / valid.sum().clamp(min=1)"),
+    ("unit", "the group's sum, not its mean", MEAN, "mean = _group_sum(x, group)"),
+    (
+        "unit",
+        "the batch's deviation around the groups' means",
+        "deviation = torch.where(valid, everything - everything.sum() / valid.sum().clamp(min=1), 0)",
+        "deviation = centred",
+    ),
+    (
+        "mask",
+        "invalid rows vote in their group",
+        "sizes = _group_sum(valid.double(), group)",
+        "sizes = _group_sum(torch.ones_like(x), group)",
+    ),
+    ("mask", "invalid rows vote in the batch", "everything.sum() / valid.sum().clamp(min=1)", "everything.mean()"),
+    ("mask", "NaN is valid", "return valid & ~rewards.isnan()", "return valid"),
+    ("mask", "valid is ignored", "return valid & ~rewards.isnan()", "return ~rewards.isnan()"),
+    ("mask", "an invalid row sets the smallest reward", "torch.where(valid, x, nothing), which", "x, which"),
+    ("clip", "not measured from the smallest", FROM_SMALLEST, "x = torch.where(valid, x, 0)"),
+    (
+        "clip",
+        "float32",
+        "x = torch.where(valid, rewards.detach(), 0).double()\n    #",
+        "x = torch.where(valid, rewards.detach(), 0)\n    #",
+    ),
+    ("stop", "rewards", "x = torch.where(valid, rewards.detach(), 0)", "x = torch.where(valid, rewards, 0)"),
+    (
+        "stop",
+        "rewards of the batch",
+        "everything = torch.where(valid, rewards.detach(), 0)",
+        "everything = torch.where(valid, rewards, 0)",
+    ),
+    ("default", "scale is none", '"none"] = "group"', '"none"] = "none"'),
+    ("default", "baseline is leave_one_out", '"leave_one_out"] = "mean"', '"leave_one_out"] = "leave_one_out"'),
+    ("default", "eps is 1e-4", "eps: float = 1e-6", "eps: float = 1e-4"),
+    ("sign", "informative are those without a difference", INFORMATIVE, "valid & (smallest == "),
+    ("mask", "an invalid row is informative", INFORMATIVE, "(smallest != "),
+    (
+        "swap",
+        "smallest and largest of the batch",
+        "torch.full_like(x, nothing).scatter_reduce(0, group,",
+        "torch.full_like(x, nothing).scatter_reduce(0, 0 * group,",
+    ),
+]
+
+DELTA = "rewards + gamma * next_values - values"
+DECAY = "gamma * gae_lambda).masked_fill(last, 0).masked_fill(~mask, 1)"
+GAE = [
+    ("sign", "the next value", DELTA, DELTA.replace("+ gamma", "- gamma")),
+    ("sign", "the value", DELTA, DELTA.replace("- values", "+ values")),
+    ("sign", "the returns", "(advantages + values)", "(advantages - values)"),
+    ("coefficient", "no gamma at the next value", DELTA, DELTA.replace("gamma * ", "")),
+    ("coefficient", "no gamma in the decay", "gamma * gae_lambda).masked", "gae_lambda).masked"),
+    ("coefficient", "no lambda in the decay", "gamma * gae_lambda).masked", "gamma).masked"),
+    ("coefficient", "lambda, not gamma, at the next value", DELTA, DELTA.replace("gamma *", "gae_lambda *")),
+    (
+        "swap",
+        "advantages and returns",
+        "return advantages.to(dtype), (advantages + values).to(dtype)",
+        "return (advantages + values).to(dtype), advantages.to(dtype)",
+    ),
+    ("swap", "rewards and values", "rewards, values = zero_masked(", "values, rewards = zero_masked("),
+    ("unit", "the returns are the advantages", "(advantages + values)", "(advantages)"),
+    ("mask", "a masked gap discounts", DECAY, DECAY.removesuffix(".masked_fill(~mask, 1)")),
+    ("mask", "a masked gap cuts the sum", DECAY, DECAY.replace("masked_fill(~mask, 1)", "masked_fill(~mask, 0)")),
+    ("mask", "a gap's values are seen", "torch.where(mask, torch.zeros_like(values), 1)", "torch.zeros_like(values)"),
+    ("mask", "masked deltas count", "deltas = torch.where(mask, " + DELTA + ", 0)", "deltas = " + DELTA),
+    (
+        "mask",
+        "masked advantages are filled",
+        "advantages = torch.where(mask, _reverse_recurrence(decay, deltas), 0)",
+        "advantages = _reverse_recurrence(decay, deltas)",
+    ),
+    (
+        "mask",
+        "tokens behind a pack's last boundary count",
+        "mask = within_sequences(loss_mask, cu_seqlens)",
+        "mask = loss_mask",
+    ),
+    ("layout", "a sequence runs into the next", DECAY, DECAY.replace(".masked_fill(last, 0)", "")),
+    (
+        "layout",
+        "the last value comes from the next sequence",
+        "torch.where(last, end, from_here.roll(-1, -1))",
+        "from_here.roll(-1, -1)",
+    ),
+    ("layout", "the token's own value, not the next one's", "from_here.roll(-1, -1)", "from_here"),
+    ("layout", "the value before", "from_here.roll(-1, -1)", "from_here.roll(1, -1)"),
+    ("clip", "NaN passes the end of a sequence", "return torch.where(a == 0, b, b + a * y)", "return b + a * y"),
+    ("clip", "odd lengths", "even[..., 1:], (0, 1)", "even[..., :-1], (0, 1)"),
+    ("default", "a truncated sequence has ended", "end = 0 if last_value is None else", "end = 0 if True else"),
+    ("stop", "rewards", "rewards.detach()", "rewards"),
+    ("stop", "values", "values.detach()", "values"),
+    ("stop", "last_value", "last_value.detach()", "last_value"),
+]
+
+WHITENED = "centred * (sample_variance(moments) + eps).rsqrt()"
+WHITEN = [
+    ("sign", "the mean", "centred = x - mean", "centred = x + mean"),
+    ("sign", "the mean added back", "whitened + moments.mean", "whitened - moments.mean"),
+    ("swap", "center is turned around", "whitened if center else", "whitened if not center else"),
+    ("coefficient", "the variance with n", "(moments.count - 1).clamp(min=1)", "moments.count.clamp(min=1)"),
+    ("coefficient", "the variance in place of the deviation", WHITENED, WHITENED.replace(".rsqrt()", ".reciprocal()")),
+    ("coefficient", "multiplied by the deviation", WHITENED, WHITENED.replace("rsqrt", "sqrt")),
+    ("coefficient", "eps is ignored", WHITENED, WHITENED.replace(" + eps", " + 1e-12")),
+    ("coefficient", "eps is added to the deviation", WHITENED, "centred / (sample_variance(moments).sqrt() + eps)"),
+    (
+        "unit",
+        "the given moments are ignored",
+        "Moments.of(values, mask) if moments is None else moments",
+        "Moments.of(values, mask)",
+    ),
+    ("clip", "rounding is blown up", "torch.where(centred.abs() <= rounding(mean), 0, centred)", "centred"),
+    ("mask", "masked values have a say", "Moments.of(values, mask) if", "Moments.of(values, torch.ones_like(mask)) if"),
+    (
+        "mask",
+        "masked positions are filled",
+        "torch.where(mask, whitened if center else whitened + moments.mean, 0)",
+        "(whitened if center else whitened + moments.mean)",
+    ),
+    (
+        "mask",
+        "tokens behind a pack's last boundary count",
+        "mask = within_sequences(loss_mask, cu_seqlens)",
+        "mask = loss_mask",
+    ),
+    ("stop", "x", "x.detach()", "x"),
+    ("default", "center is False", "center: bool = True", "center: bool = False"),
+    ("default", "eps is 1e-6", "eps: float = 1e-8", "eps: float = 1e-6"),
+]
+
+AT_THE_LAST = "torch.where(last_tokens(mask, cu_seqlens), to_tokens(rewards, mask, cu_seqlens), 0)"
+SHAPED = "rewards - coef * kl.detach()"
+PENALTY = "penalty * ((max_length - buffer_length - lengths) / buffer_length).clamp(-1, 0)"
+SHAPING = [
+    ("sign", "the KL's cost", SHAPED, SHAPED.replace(" - ", " + ")),
+    ("sign", "the reward", SHAPED, "-" + SHAPED),
+    ("coefficient", "kl_coef is 1", SHAPED, SHAPED.replace("coef * ", "")),
+    ("swap", "reward and KL", "torch.where(mask, " + SHAPED, "torch.where(mask, kl.detach() - coef * rewards"),
+    ("stop", "rewards", "rewards.detach()", "rewards"),
+    ("stop", "kl", "coef * kl.detach()", "coef * kl"),
+    ("stop", "kl_coef", "coef = kl_coef.detach() if", "coef = kl_coef if"),
+    (
+        "unit",
+        "every token earns the sequence's reward",
+        AT_THE_LAST,
+        "to_tokens(rewards, mask, cu_seqlens)",
+    ),
+    (
+        "unit",
+        "a reward per token counts at the last alone",
+        "    if not per_token:\n        rewards = " + AT_THE_LAST,
+        "    rewards = rewards if per_token else to_tokens(rewards, mask, cu_seqlens)\n"
+        "    rewards = torch.where(last_tokens(mask, cu_seqlens), rewards, 0)",
+    ),
+    ("mask", "masked positions pay", "torch.where(mask, " + SHAPED + ", 0)", "(" + SHAPED + ")"),
+    (
+        "mask",
+        "tokens behind a pack's last boundary count",
+        "within_sequences(loss_mask, cu_seqlens), rewards",
+        "loss_mask, rewards",
+    ),
+    ("sign", "the overlong penalty", PENALTY, "-" + PENALTY),
+    ("clip", "the penalty grows beyond max_length", PENALTY, PENALTY.replace("clamp(-1, 0)", "clamp(max=0)")),
+    ("clip", "short answers are rewarded", PENALTY, PENALTY.replace("clamp(-1, 0)", "clamp(min=-1)")),
+    (
+        "coefficient",
+        "the penalty grows from max_length",
+        PENALTY,
+        PENALTY.replace("max_length - buffer_length - lengths", "max_length - lengths"),
+    ),
+    ("coefficient", "the penalty is 1", PENALTY, PENALTY.removeprefix("penalty * ")),
+    ("coefficient", "over max_length, not the buffer", PENALTY, PENALTY.replace("/ buffer_length", "/ max_length")),
+    (
+        "swap",
+        "max_length and buffer_length",
+        PENALTY,
+        PENALTY.replace("max_length - buffer_length", "buffer_length - max_length"),
+    ),
+    ("default", "the penalty is 0.5", "penalty: float = 1.0", "penalty: float = 0.5"),
+]
+
+ERROR = "error = (kl / self.target_kl - 1).clamp(-0.2, 0.2)"
+STEP = "self.kl_coef * (1 + error * (n / self.horizon))"
+NORMALISED = "((deviation(x, self.mean) if self.center else x) * scale)"
+SPREAD = "has_spread = variance > rounding(self.mean).square()"
+RUNNING = [
+    ("sign", "the error", STEP, STEP.replace("1 + error", "1 - error")),
+    ("swap", "KL and target", ERROR, ERROR.replace("kl / self.target_kl", "self.target_kl / kl")),
+    ("swap", "n and horizon", STEP, STEP.replace("n / self.horizon", "self.horizon / n")),
+    (
+        "coefficient",
+        "the difference, not relative to the target",
+        ERROR,
+        ERROR.replace("kl / self.target_kl - 1", "kl - self.target_kl"),
+    ),
+    ("coefficient", "the step adds to the coefficient", STEP, STEP.replace("self.kl_coef * (1 +", "self.kl_coef + (")),
+    ("coefficient", "n is ignored", STEP, STEP.replace("n / self.horizon", "1 / self.horizon")),
+    ("clip", "the error has no bounds", ERROR, ERROR.removesuffix(".clamp(-0.2, 0.2)")),
+    ("clip", "the error has no lower bound", ERROR, ERROR.replace("clamp(-0.2, 0.2)", "clamp(max=0.2)")),
+    ("clip", "the error's bounds are 0.1", ERROR, ERROR.replace("clamp(-0.2, 0.2)", "clamp(-0.1, 0.1)")),
+    ("stop", "the KL", "device=self.kl_coef.device).detach()", "device=self.kl_coef.device)"),
+    ("default", "horizon is 1000", "horizon: int = 10000", "horizon: int = 1000"),
+    (
+        "unit",
+        "the coefficient is float32",
+        'self.register_buffer("kl_coef", torch.tensor(init_kl_coef, dtype=torch.float64))',
+        'self.register_buffer("kl_coef", torch.tensor(init_kl_coef))',
+    ),
+    (
+        "unit",
+        "the coefficient is not saved",
+        "torch.tensor(init_kl_coef, dtype=torch.float64))",
+        "torch.tensor(init_kl_coef, dtype=torch.float64), persistent=False)",
+    ),
+    ("unit", "the fixed coefficient is saved", ", persistent=False)", ")"),
+    (
+        "swap",
+        "the fixed coefficient takes the KL",
+        '        """Does nothing."""',
+        '        """Does nothing."""\n        self.kl_coef = torch.as_tensor(kl).to(self.kl_coef)',
+    ),
+    ("sign", "the mean of all rewards is not taken off", NORMALISED, "(x * scale)"),
+    ("swap", "center is turned around", NORMALISED, NORMALISED.replace("if self.center", "if not self.center")),
+    (
+        "coefficient",
+        "the variance in place of the deviation",
+        "(variance + self.eps).rsqrt()",
+        "(variance + self.eps).reciprocal()",
+    ),
+    ("coefficient", "eps is ignored", "(variance + self.eps).rsqrt()", "(variance + 1e-12).rsqrt()"),
+    (
+        "coefficient",
+        "a step replaces all before it",
+        "self.count, self.mean, self.m2 = self.moments + step",
+        "self.count, self.mean, self.m2 = step",
+    ),
+    (
+        "clip",
+        "no spread is blown up",
+        "torch.where(has_spread, (variance + self.eps).rsqrt(), 1)",
+        "(variance + self.eps).rsqrt()",
+    ),
+    ("clip", "rounding is a spread", SPREAD, "has_spread = variance > 0"),
+    ("stop", "the moments", "x.detach().to(self.mean)", "x.to(self.mean)"),
+    ("stop", "rewards", "rewards.detach().double()", "rewards.double()"),
+    ("unit", "float32", "rewards.detach().double()", "rewards.detach()"),
+    ("default", "center is False", "center: bool = True", "center: bool = False"),
+    ("default", "eps is 1e-6", "eps: float = 1e-8", "eps: float = 1e-6"),
+]
+
+MUTANTS = [
+    ("group", "rlloss/advantages/group.py", GROUP),
+    ("gae", "rlloss/advantages/gae.py", GAE),
+    ("whiten", "rlloss/advantages/whiten.py", WHITEN),
+    ("shaping", "rlloss/advantages/shaping.py", SHAPING),
+    ("running", "rlloss/advantages/running.py", RUNNING),
+]
