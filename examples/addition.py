@@ -16,12 +16,14 @@ from rlloss.loop import Session, completions, train_offline
 
 ANSWER_TOKENS = 4  # three digits and the end of the sequence
 
+SYMBOLS = ["<pad>", "<eos>", *"0123456789+="]
+
 Rows = list[dict[str, str]]
 
 
 def digits_tokenizer() -> PreTrainedTokenizerFast:
     """One token per character."""
-    vocabulary = {symbol: i for i, symbol in enumerate(["<pad>", "<eos>", *"0123456789+="])}
+    vocabulary = {symbol: i for i, symbol in enumerate(SYMBOLS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
@@ -58,9 +60,11 @@ def sums(seed: int, *, width: int = 2) -> tuple[Rows, Rows]:
     return rows[:9000], rows[9000:]
 
 
-def exact_match(prompts: list[str], completions: list[str], answer: list[str], **columns: Any) -> list[float]:
-    """1 for the right sum, else 0."""
-    return [float(completion == right) for completion, right in zip(completions, answer, strict=True)]
+def exact_match(
+    prompts: list[str], completions: list[str], answer: list[str], completion_ids: list[list[int]], **columns: Any
+) -> list[float]:
+    """1 for the right sum and its end, else 0."""
+    return [float(ids == tokens_of(right)) for ids, right in zip(completion_ids, answer, strict=True)]
 
 
 def digit_match(
@@ -68,9 +72,14 @@ def digit_match(
 ) -> list[list[float]]:
     """A quarter for each token that is right at its place, the end of the sequence included: 1 for the right sum."""
     return [
-        [0.25 * (written[k : k + 1] == right[k : k + 1]) for k in range(len(ids))]
-        for written, right, ids in zip(completions, answer, completion_ids, strict=True)
+        [0.25 * (k < len(tokens_of(right)) and ids[k] == tokens_of(right)[k]) for k in range(len(ids))]
+        for ids, right in zip(completion_ids, answer, strict=True)
     ]
+
+
+def tokens_of(answer: str) -> list[int]:
+    """What the model should write: padding in between would vanish from its text."""
+    return [SYMBOLS.index(symbol) for symbol in [*answer, "<eos>"]]
 
 
 def warm_start(

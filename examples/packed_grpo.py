@@ -104,8 +104,9 @@ def main() -> None:
             eos_token_id=eos_token_id,
             generator=generator,
         )
-        texts = tokenizer.batch_decode([c.ids for c in drawn], skip_special_tokens=True)
-        rewards = torch.tensor(exact_match([], texts, [prompt.columns["answer"] for prompt in asked]))
+        rewards = torch.tensor(
+            exact_match([], [], [prompt.columns["answer"] for prompt in asked], [c.ids for c in drawn])
+        )
         advantages = rlloss.group_advantages(rewards, torch.arange(len(asked)) // GROUP_SIZE)
         rows = [
             Tokens([*p.ids, *c.ids], [False] * len(p.ids) + [True] * len(c.ids))

@@ -68,7 +68,10 @@ class Mean(_Metric, _MeanFields):
     @classmethod
     def constant(cls, value: Tensor | float, count: Tensor) -> "Mean":
         """One number that stands for `count` entries: parts that agree on it merge to it."""
-        value = torch.as_tensor(value, device=count.device).detach()
+        # a fill, where a copy of the number would make the host wait for the device
+        if not isinstance(value, Tensor):
+            value = torch.full((), value, device=count.device)
+        value = value.detach().to(count.device)
         return cls(value * count, count)
 
     @property

@@ -63,7 +63,8 @@ class PolicyLoss(Loss):
     `old_logprobs=None` means the policy itself, detached. `advantages` may hold one value per sequence.
 
     Optional: `ref_logprobs` (frozen reference), `entropy` (per token), `token_weights` (scale surrogate and KL but
-    not the entropy bonus; 0 rejects a token and keeps the denominator), `normalizer` (`rlloss.count` summed over the
+    not the entropy bonus; 0 rejects a token's own term and keeps the denominator, but a ratio of the whole sequence
+    goes on counting the token), `normalizer` (`rlloss.count` summed over the
     step's micro-batches and ranks; without it the call's own counts serve).
 
     Metrics: ratio (with ratio_std), ratio_max, ratio_min, approx_kl (to old), bounded_frac, and where given ref_kl

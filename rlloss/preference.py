@@ -108,6 +108,8 @@ def logistic_loss(logits: Float[Tensor, " B"], label_smoothing: float = 0.0) -> 
     >>> logistic_loss(torch.tensor([0.0])).tolist()
     [0.6931471824645996]
     """
+    if not label_smoothing:
+        return -F.logsigmoid(logits)  # finite where logits are infinite: the other term would be 0 * inf
     return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)
 
 

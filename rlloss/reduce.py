@@ -3,6 +3,7 @@
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rlloss._checks import check_choice, check_mask, check_range, check_tokens_layout
@@ -183,6 +184,17 @@ def last_tokens(loss_mask: Bool[Tensor, "*tokens"], cu_seqlens: Tensor | None = 
     return loss_mask & (loss_mask.cumsum(-1) == to_tokens(totals, loss_mask, cu_seqlens))
 
 
+def group_index(group_ids: Int[Tensor, " B"]) -> Int[Tensor, " B"]:
+    """The groups numbered 0, 1, ... in the order of their ids; `torch.unique` would make the host wait for the device.
+
+    >>> group_index(torch.tensor([7, 3, 7])).tolist()
+    [1, 0, 1]
+    """
+    ordered, order = group_ids.sort()
+    number = F.pad((ordered[1:] != ordered[:-1]).cumsum(0), (1, 0))[: len(ordered)]
+    return torch.empty_like(order).scatter(0, order, number)
+
+
 def prompt_mean_weights(
     loss_mask: Bool[Tensor, "*tokens"], group_ids: Int[Tensor, " S"], cu_seqlens: Tensor | None = None
 ) -> Float[Tensor, "*tokens"]:
@@ -198,7 +210,7 @@ def prompt_mean_weights(
             f"prompt_mean_weights: group_ids must have one entry per sequence, {list(lengths.shape)}, "
             f"got {list(group_ids.shape)}"
         )
-    _, group = torch.unique(group_ids, return_inverse=True)
+    group = group_index(group_ids)
     tokens = torch.zeros_like(lengths).index_add(0, group, lengths)
     prompts = (tokens > 0).sum()
     weights = 1 / (tokens[group].clamp(min=1) * prompts.clamp(min=1))

@@ -42,8 +42,8 @@ OUTPUT = [
     (
         "stop",
         "Mean of a constant",
-        "torch.as_tensor(value, device=count.device).detach()",
-        "torch.as_tensor(value, device=count.device)",
+        "value.detach().to(count.device)",
+        "value.to(count.device)",
     ),
     ("stop", "Moments", MOMENTS_OF, MOMENTS_OF.replace("values.detach()", "values")),
     ("stop", "Max", MAX_OF, MAX_OF.replace("values.detach()", "values")),

@@ -60,9 +60,11 @@ LOGISTIC = [
     (
         "sign",
         "the logistic loss",
-        "(1 - label_smoothing) * F.logsigmoid(logits)",
-        "(1 - label_smoothing) * F.logsigmoid(-logits)",
+        "-(1 - label_smoothing) * F.logsigmoid(logits)",
+        "-(1 - label_smoothing) * F.logsigmoid(-logits)",
     ),
+    ("sign", "the loss without smoothing", "return -F.logsigmoid(logits)", "return F.logsigmoid(logits)"),
+    ("swap", "the sides without smoothing", "return -F.logsigmoid(logits)", "return -F.logsigmoid(-logits)"),
     ("sign", "the smoothing", "- label_smoothing * F.", "+ label_smoothing * F."),
     ("coefficient", "the smoothing takes nothing off the other term", "-(1 - label_smoothing) * F", "-1 * F"),
     ("coefficient", "the smoothed term's slope", "F.logsigmoid(-logits)", "F.logsigmoid(-2 * logits)"),

@@ -62,7 +62,8 @@ SFT = [
 FILE = "rlloss/losses/value.py"
 DOOR = "values, old_values, returns = zero_masked(mask, values, old_values.detach(), returns.detach())"
 CLIPPED = "clipped = old_values + moved.clamp(-self.value_clip, self.value_clip)"
-LARGER = "return torch.maximum(error, clipped_error), (clipped_error > error) & (moved.abs() > self.value_clip)"
+LARGER = "is_clipped = (clipped_error > error) & (moved.abs() > self.value_clip)"
+PICKED = "torch.where(is_clipped, clipped_error, error)"
 ERROR = "        error = (values - returns).square()"
 HALF = "(0.5 if self.halve else 1.0)"
 # they reach nothing but the loss, which the reduction masks, and the gradient of `values`, which has its own door
@@ -85,9 +86,10 @@ VALUE = [
     ("sign", "the returns", ERROR, ERROR.replace("values - returns", "values + returns")),
     ("sign", "what has moved", "moved = values - old_values", "moved = old_values - values"),
     ("sign", "the returns in the clipped error", "(clipped - returns)", "(clipped + returns)"),
-    ("clip", "the smaller error", LARGER, LARGER.replace("maximum", "minimum")),
-    ("clip", "always", LARGER, LARGER.replace("torch.maximum(error, clipped_error)", "clipped_error")),
-    ("clip", "never", LARGER, LARGER.replace("torch.maximum(error, clipped_error)", "error")),
+    ("clip", "the smaller error", PICKED, "torch.minimum(error, clipped_error)"),
+    ("clip", "half of each at a tie", PICKED, "torch.maximum(error, clipped_error)"),
+    ("clip", "always", PICKED, "clipped_error"),
+    ("clip", "never", PICKED, "error"),
     ("clip", "one side", CLIPPED, CLIPPED.replace("-self.value_clip, self.value_clip", "max=self.value_clip")),
     ("clip", "a wider range", CLIPPED, CLIPPED.replace("self.value_clip)", "2 * self.value_clip)")),
     ("clip", "the clipped value is its old one", CLIPPED, "clipped = old_values"),

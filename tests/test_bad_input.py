@@ -222,6 +222,7 @@ BAD_TENSORS = [
     (lambda: group_advantages(A.half(), A.long()), "group_advantages: rewards must be float32 or float64"),
     (lambda: group_advantages(A, A), "integer group_ids [B] must match, got [2] and torch.float32 [2]"),
     (lambda: group_advantages(A, A.long(), valid=A), "group_advantages: valid must be a bool tensor"),
+    (lambda: group_advantages(A, A.long(), valid=MASK[0]), "group_advantages: valid must be [2] as rewards, got [4]"),
     # devices
     (lambda: grpo(old=X.to("meta")), "GRPOLoss: old_logprobs is on meta but logprobs is on cpu; move one of them"),
     (lambda: grpo(mask=MASK.to("meta")), "GRPOLoss: logprobs is on cpu but loss_mask is on meta; move one of them"),

@@ -49,13 +49,15 @@ def test_ppo_with_critic(monkeypatch, tmp_path, capsys):
     assert "held-out accuracy" in capsys.readouterr().out
 
 
+def writes_a_one(prompts, completions, answer, completion_ids):
+    return [float(3 in ids) for ids in completion_ids]
+
+
 def test_packed_grpo(monkeypatch, capsys):
     monkeypatch.syspath_prepend(EXAMPLES)
     addition = importlib.import_module("addition")
     # an untrained model never gets a sum right, and all alike would teach nothing
-    monkeypatch.setattr(
-        addition, "exact_match", lambda prompts, completions, answer, **columns: [float("1" in c) for c in completions]
-    )
+    monkeypatch.setattr(addition, "exact_match", writes_a_one)
     run(monkeypatch, "packed_grpo.py", "--steps", 2, "--warm-start", 0)
     printed = capsys.readouterr().out
     (line,) = [line for line in printed.splitlines() if line.startswith("first step:")]

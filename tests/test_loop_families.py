@@ -184,7 +184,7 @@ def test_group_advantages_carry_the_kl_in_the_reward(tokenizer):
     session = critic_session(tokenizer)
     batch, _ = rollout(session, prompts(PROMPTS, tokenizer), Rewards(share_of_a), 3, 3)
     noise = torch.randn(batch.ids.shape, generator=torch.Generator().manual_seed(0))
-    batch.fields["ref_logprobs"] = batch.fields["old_logprobs"] + noise
+    batch.fields["ref_logprobs"] = batch.fields["rollout_logprobs"] + noise
     GroupAdvantages(kl_coef=0.5, baseline="leave_one_out", scale="none")(session, batch)
     totals = batch.fields["rewards"] + 0.5 * (noise * batch.loss_mask).sum(-1)
     expected = totals - (totals.view(-1, 3).sum(1, keepdim=True).expand(-1, 3).reshape(-1) - totals) / 2
@@ -464,7 +464,7 @@ def test_misuse_of_critics_and_reward_models_teaches(tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"KTOLoss: trains on rlloss.loop.Labelled examples.*got Pair"):
         train_offline(plain, PAIRS, rlloss.KTOLoss(), steps=1, batch_size=2, progress=False)
     with pytest.raises(ValueError, match="critic_learning_rate is for the optimiser made here"):
-        Session(tiny_llama(), tokenizer, optimizer=plain.optimizer, critic_learning_rate=1e-3)
+        critic_session(tokenizer, optimizer=plain.optimizer, critic_learning_rate=1e-3)
     with pytest.raises(ValueError, match=r"Session: needs a critic, got None"):
         plain.values(collate([Tokens([2, 3], [False, True])]))
     with pytest.raises(ValueError, match=r"has no scalar_head.safetensors"):

@@ -425,3 +425,11 @@ def test_bradley_terry_with_one_margin_is_simpo():
     simpo = loss_and_slopes(SimPOLoss(beta=1 / 2.5, margin=1.5 / 2.5), *rewards)
     for one, other in zip(bradley_terry, simpo, strict=True):
         assert one == close(other)
+
+
+@pytest.mark.parametrize("loss_fn", [DPOLoss(reference_free=True), SimPOLoss(), BradleyTerryLoss()], ids=repr)
+def test_a_rejected_answer_that_cannot_be_leaves_nothing_to_learn(loss_fn):
+    chosen, rejected = torch.tensor([-1.0], requires_grad=True), torch.tensor([-math.inf])
+    loss = loss_fn(chosen, rejected).loss
+    assert loss.item() == 0
+    assert torch.autograd.grad(loss, chosen)[0].item() == 0

@@ -125,3 +125,9 @@ def test_actor_critic_by_hand():
     metrics = scalars(out.metrics)
     assert (metrics["ratio"], metrics["clip_frac"]) == (close(1.5), 1)
     assert (metrics["value"], metrics["value_error"]) == (4, 9)
+
+
+def test_a_tie_beyond_the_clip_keeps_its_gradient():
+    # clipped at 0.5, the value is as far below its return of 0.75 as it is above
+    loss, slope = loss_and_slope(ValueLoss(value_clip=0.5), tensor([1.0]), tensor([0.0]), tensor([0.75]), MASK[:, :1])
+    assert (loss, slope) == (0.25**2 / 2, [0.25])

@@ -36,6 +36,22 @@ def test_shaped_rewards_by_hand():
     assert shaped.tolist() == [[0.5, 0.0, 1.0, 4.5], [3.0, 0.0, 0.0, 0.0], [0.0] * 4]
 
 
+@pytest.mark.parametrize("estimator", ["k1", "k3", "full"])
+def test_which_kl_in_the_reward_descends_which_divergence(estimator):
+    # every answer of one token, weighted by its probability: the exact expectation of the gradient
+    logits = normal(6).requires_grad_()
+    pi, ref = logits.log_softmax(0), normal(6, seed=1).log_softmax(0)
+    reverse, forward = (pi.exp() * (pi - ref)).sum(), (ref.exp() * (ref - pi)).sum()
+    of_answer = {"k1": kl_k1(pi, ref), "k3": rlloss.kl_k3(pi, ref), "full": reverse.expand(6)}
+    mask = torch.ones(6, 1, dtype=torch.bool)
+    advantages = kl_shaped_rewards(torch.zeros(6).double(), of_answer[estimator][:, None], mask, 1.0)
+    loss = rlloss.REINFORCELoss()(pi[:, None], None, advantages, mask, token_weights=pi.exp()[:, None], normalizer=1)
+    slopes = [torch.autograd.grad(x, logits, retain_graph=True)[0] for x in (loss.loss, reverse, forward)]
+    gradient, of_reverse, of_forward = slopes
+    expected = {"k1": of_reverse, "k3": of_reverse - of_forward, "full": torch.zeros(6)}[estimator]
+    torch.testing.assert_close(gradient, expected.double(), rtol=1e-10, atol=1e-12)
+
+
 def test_shaped_rewards_agree_with_the_specification_in_every_layout():
     kl, mask, rewards = normal(6, 9), normal(6, 9, seed=1) > -0.5, normal(6, seed=2)
     mask[2] = False

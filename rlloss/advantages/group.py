@@ -5,8 +5,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rlloss._checks import check_choice, check_full_precision, check_mask, check_range
+from rlloss._checks import check_choice, check_device, check_full_precision, check_mask, check_range
 from rlloss._typing import Bool, Float, Int
+from rlloss.reduce import group_index
 
 __all__ = ["group_advantages", "informative_groups"]
 
@@ -45,7 +46,7 @@ def group_advantages(
     check_range(who, "eps", eps, 0)
     valid = _valid_rows(who, rewards, group_ids, valid)
 
-    _, group = torch.unique(group_ids, return_inverse=True)
+    group = group_index(group_ids)
     x = torch.where(valid, rewards.detach(), 0).double()
     # measured from the group's smallest reward, identical rewards are exact zeros and so is their mean
     x = torch.where(valid, x - _group_extreme(x, group, valid, "amin"), 0)
@@ -78,7 +79,7 @@ def informative_groups(
     [True, True, False, False]
     """
     valid = _valid_rows("informative_groups", rewards, group_ids, valid)
-    _, group = torch.unique(group_ids, return_inverse=True)
+    group = group_index(group_ids)
     smallest = _group_extreme(rewards.detach(), group, valid, "amin")
     return valid & (smallest != _group_extreme(rewards.detach(), group, valid, "amax"))
 
@@ -92,6 +93,10 @@ def _valid_rows(who: str, rewards: Tensor, group_ids: Tensor, valid: Tensor | No
         )
     valid = torch.ones_like(group_ids, dtype=torch.bool) if valid is None else valid
     check_mask(who, "valid", valid, ndim=(1,))
+    if valid.shape != rewards.shape:
+        raise ValueError(f"{who}: valid must be {list(rewards.shape)} as rewards, got {list(valid.shape)}")
+    check_device(who, "valid", valid, "rewards", rewards)
+    check_device(who, "group_ids", group_ids, "rewards", rewards)
     return valid & ~rewards.isnan()
 
 

@@ -43,8 +43,8 @@ class AdaptiveKLController(nn.Module):
         kl_coef <- kl_coef (1 + clip(kl / target_kl - 1, -0.2, 0.2) n / horizon)
 
     n / horizon stands where the paper has the constant K = 0.1, so that the speed does not depend on the batch size.
-    `kl_coef` is a 0-dim float64 tensor: no update and no use of it waits for the device, tiny factors add up
-    without loss, and `state_dict` carries it.
+    `kl_coef` is a 0-dim float64 tensor, in which tiny factors add up without loss and which `state_dict` carries. It
+    stands on the CPU until the controller is moved; where the KL is, no update waits for the device.
 
     Args:
         target_kl: The KL per sequence (or per token) to hold, in the unit of the `kl` that `update` gets.
@@ -80,7 +80,7 @@ class AdaptiveKLController(nn.Module):
             check_range(who, "kl", kl)
         elif kl.ndim != 0:
             raise ValueError(f"{who}: kl must be one number, got a tensor of shape {list(kl.shape)}")
-        kl = torch.as_tensor(kl, dtype=torch.float64, device=self.kl_coef.device).detach()
+        kl = kl.detach().to(self.kl_coef) if isinstance(kl, Tensor) else self.kl_coef.new_full((), kl)
         error = (kl / self.target_kl - 1).clamp(-0.2, 0.2)
         self.kl_coef = self.kl_coef * (1 + error * (n / self.horizon))
 
@@ -96,7 +96,7 @@ class RunningRewardNorm(nn.Module):
 
     `update` learns and `forward` only reads. As long as no two different rewards have been seen there is no
     scale: the divisor is 1, and before the first update rewards pass as they are. Identical rewards give exact
-    zeros. The statistics are float64 buffers, which `state_dict` carries.
+    zeros. The statistics are float64 buffers, which `state_dict` carries; they stand on the CPU until moved.
 
     >>> norm = RunningRewardNorm()
     >>> rewards = torch.tensor([1.0, 2.0, 3.0])

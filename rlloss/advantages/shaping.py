@@ -22,10 +22,14 @@ def kl_shaped_rewards(
 
         r_t = -kl_coef kl_t + [t is the last trained token] R
 
-    The paper's kl_t is log pi - log ref of the sampled token: `rlloss.kl_k1(old_logprobs, ref_logprobs)`. Any other
-    per-token KL will do, an estimator as well as one over the full vocabulary. 0 at masked positions, whatever
-    stands there; a sequence without a trained token loses its reward. The result has the dtype
-    of `kl` and carries no gradient.
+    The paper's kl_t is log pi - log ref of the sampled token, `rlloss.kl_k1(old_logprobs, ref_logprobs)`, and of all
+    per-token KLs it alone makes a policy gradient descend KL(pi || ref): a reward is a constant to the gradient, and
+    only k1 does without its own. Others are taken as they are, with these expected gradients: k3, the difference of
+    the two KLs' gradients, which climbs KL(ref || pi); a KL over the full vocabulary, that of the KL still to come,
+    without the token's own. Add those to the loss instead (`kl_coef` of the policy losses).
+
+    0 at masked positions, whatever stands there; a sequence without a trained token loses its reward. The result has
+    the dtype of `kl` and carries no gradient.
 
     Args:
         rewards: One per sequence, `[S]`, or per token (of `loss_mask`'s shape), which are added where they stand.

@@ -12,7 +12,7 @@ from rlloss.loop.rewards import Rewards
 from rlloss.loop.rows import load_rows
 from rlloss.loop.run import run_steps
 from rlloss.loop.sampling import Completion, sample
-from rlloss.loop.scalar_folder import load_scalar_model
+from rlloss.loop.scalar_folder import load_scalar_model, save_scalar_model
 from rlloss.loop.session import Session, frozen_copy
 
 __all__ = [
@@ -46,6 +46,7 @@ __all__ = [
     "rollout",
     "run_steps",
     "sample",
+    "save_scalar_model",
     "train_offline",
     "train_online",
 ]

@@ -28,7 +28,7 @@ class ShapedAdvantages(nn.Module):
     Args:
         kl_coef: Weight of the KL to the reference in the reward: a number or a controller, which is updated with the
             mean KL per sequence after every rollout.
-        kl: Its estimator per token: `k1` is unbiased, `k3` is too and never negative.
+        kl: Its estimator per token. Only `k1` makes the policy descend KL(pi || ref): see `rlloss.kl_shaped_rewards`.
         reward_norm: Normalises rewards by all that were seen, those of this step included.
     """
 
@@ -42,6 +42,8 @@ class ShapedAdvantages(nn.Module):
         super().__init__()
         check_choice(type(self).__name__, "kl", kl, ("k1", "k3"))
         self.kl: Literal["k1", "k3"] = kl
+        if not isinstance(kl_coef, int | float | FixedKLController | AdaptiveKLController):
+            raise ValueError(f"{type(self).__name__}: kl_coef must be a number or a KL controller, got {kl_coef!r}")
         self.kl_controller = FixedKLController(kl_coef) if isinstance(kl_coef, int | float) else kl_coef
         self.reward_norm = reward_norm
 
@@ -65,11 +67,12 @@ class ShapedAdvantages(nn.Module):
             self.reward_norm.update(Moments.of(rewards.double(), torch.ones_like(rewards, dtype=torch.bool)))
             rewards = self.reward_norm(rewards)
         rewards = batch.fields.get("token_rewards", rewards)
-        kl = torch.zeros_like(batch.fields["old_logprobs"])
+        old_logprobs = batch.fields.get("old_logprobs", batch.fields["rollout_logprobs"])
+        kl = torch.zeros_like(old_logprobs)
         numbers = {}
         if self.needs_reference:
             estimate = kl_k1 if self.kl == "k1" else kl_k3
-            kl = estimate(batch.fields["old_logprobs"], batch.fields["ref_logprobs"])
+            kl = estimate(old_logprobs, batch.fields["ref_logprobs"])
             per_sequence = sequence_sum(kl, mask).mean()
             numbers = {"sequence_kl": float(per_sequence), "kl_coef": float(self.kl_controller.kl_coef)}
         shaped = kl_shaped_rewards(rewards, kl, mask, self.kl_controller.kl_coef.to(rewards.dtype))
@@ -79,7 +82,7 @@ class ShapedAdvantages(nn.Module):
 
 
 class GroupAdvantages(ShapedAdvantages):
-    """`rlloss.group_advantages` of rewards that carry the KL: RLOO and REINFORCE as their papers have them.
+    """`rlloss.group_advantages` of rewards that carry the KL, as RLOO's paper has it.
 
     >>> GroupAdvantages(kl_coef=0.05, baseline="leave_one_out", scale="none").needs_reference
     True

@@ -18,8 +18,9 @@ class Batch:
     """Rows of right-padded tokens. `ids`, `loss_mask` and per-token fields are aligned as `rlloss.shift` aligns them.
 
     `fields` holds what a loss wants besides log-probs, `[B]` or `[B, T]`: advantages, old_logprobs, ref_logprobs,
-    token_weights; an entry without dimensions is a number of the whole step, which every part of it keeps. Rows of a
-    preference batch stand chosen, rejected, chosen, rejected: `rows_per_example` is 2.
+    token_weights, and of rows or pairs weights and margin; an entry without dimensions is a number of the whole step,
+    which every part of it keeps. Rows of a preference batch stand chosen, rejected, chosen, rejected:
+    `rows_per_example` is 2, and a pair's own number stands in both.
     """
 
     input_ids: Tensor

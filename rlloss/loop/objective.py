@@ -66,17 +66,30 @@ def _preference(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, A
         return _sides(of_sequence(logprobs, batch.loss_mask))
 
     refs = sides(batch.fields["ref_logprobs"]) if loss_fn.needs_reference else ()
-    return loss_fn(*sides(waist["logprobs"]), *refs, **keywords)
+    return loss_fn(*sides(waist["logprobs"]), *refs, **_rows(_pair_mask(batch), batch), **keywords)
 
 
 def _unpaired(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
     logps = sequence_logps(waist["logprobs"], batch.loss_mask)
     ref_logps = sequence_logps(batch.fields["ref_logprobs"], batch.loss_mask)
-    return loss_fn(logps, ref_logps, batch.fields["desirable"], kl=batch.fields["kl"], **keywords)
+    rows = _rows(batch.loss_mask.any(-1), batch)
+    return loss_fn(logps, ref_logps, batch.fields["desirable"], kl=batch.fields["kl"], **rows, **keywords)
 
 
 def _reward(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
-    return loss_fn(*_sides(waist["scores"]), **keywords)
+    return loss_fn(*_sides(waist["scores"]), **_rows(_pair_mask(batch), batch, "margin"), **keywords)
+
+
+def _rows(mask: Tensor, batch: Batch, *optional: str) -> dict[str, Tensor]:
+    """What the losses over rows or pairs take besides; a pair's entry stands in its first row."""
+    given = {name: batch.fields[name] for name in ("weights", *optional) if name in batch.fields}
+    return {"mask": mask} | {name: x[:: batch.rows_per_example] for name, x in given.items()}
+
+
+def _pair_mask(batch: Batch) -> Tensor:
+    """Pairs with something to compare: a trained token on both sides."""
+    chosen, rejected = _sides(batch.loss_mask.any(-1))
+    return chosen & rejected
 
 
 def _sides(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,7 +107,7 @@ def _count_rows(batch: Batch) -> Counts:
 
 
 def _count_pairs(batch: Batch) -> Counts:
-    return count(batch.loss_mask[::2].any(-1))
+    return count(_pair_mask(batch))
 
 
 def outputs_of(loss_fn: Loss) -> tuple[str, ...]:

@@ -5,11 +5,11 @@ from typing import Any, Unpack
 
 import torch
 from einops import repeat
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlloss._checks import check_count
 from rlloss.advantages.group import group_advantages
-from rlloss.loop.advantages import CriticAdvantages, ShapedAdvantages
+from rlloss.loop.advantages import CriticAdvantages, GroupAdvantages, ShapedAdvantages
 from rlloss.loop.batch import Batch, collate
 from rlloss.loop.data import Prompt, Tokens
 from rlloss.loop.rewards import RewardFunction, Rewards, Scores
@@ -49,7 +49,7 @@ def train_online(
     Args:
         prompts: From `rlloss.loop.prompts`.
         rewards: (prompts, completions, **columns) -> list of numbers, or several of them (`Rewards` weighs them); the
-            columns are those of the prompts, and completion_ids.
+            columns are those of the prompts, and completion_ids. One with a state is a module, and is saved.
         advantages: (rewards, group_ids) -> advantages, one per completion; or `CriticAdvantages` for PPO,
             `GroupAdvantages` for a KL in the reward.
         recompute_old_logprobs: Takes the policy's own log-probs as `old_logprobs`, at the cost of a forward pass;
@@ -60,9 +60,19 @@ def train_online(
     for name, number in {"epochs_per_step": epochs_per_step, "updates_per_epoch": updates_per_epoch}.items():
         check_count("train_online", name, number)
     shaping = advantages if isinstance(advantages, ShapedAdvantages) else None
+    if prompts_per_step * group_size < updates_per_epoch:
+        raise ValueError(
+            f"train_online: {updates_per_epoch=} needs as many completions, got {prompts_per_step=} x {group_size=}"
+        )
+    if group_size == 1 and (advantages is group_advantages or isinstance(advantages, GroupAdvantages)):
+        raise ValueError(
+            "train_online: group_size=1 leaves nothing to compare with, and every advantage would be 0; pass "
+            "group_size=2 or more, or advantages=CriticAdvantages()"
+        )
     _check_models(session, loss_fn, shaping)
-    session.track(loss=loss_fn, **({} if shaping is None else {"advantages": shaping}))
     score = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
+    stateful = {"loss": loss_fn, "advantages": advantages, **score.modules()}
+    session.track(**{name: part for name, part in stateful.items() if isinstance(part, nn.Module)})
     order = example_order(len(prompts), prompts_per_step, seed)
 
     def train_step(step: int) -> dict[str, float]:
@@ -70,7 +80,9 @@ def train_online(
         batch, numbers = rollout(session, chosen, score, group_size, max_new_tokens)
         # one update of a policy that is its own old policy needs no old log-probs, unless the reward does
         is_own_old = recompute_old_logprobs and epochs_per_step * updates_per_epoch == 1
-        if recompute_old_logprobs and not (is_own_old and shaping is None):
+        if not recompute_old_logprobs:
+            batch.fields["old_logprobs"] = batch.fields["rollout_logprobs"]
+        elif not is_own_old or shaping is not None:
             batch.fields["old_logprobs"] = session.logprobs(batch)
         if session.reference is not None:
             batch.fields["ref_logprobs"] = session.logprobs(batch, reference=True)
@@ -79,7 +91,7 @@ def train_online(
         else:
             batch.fields["advantages"] = advantages(batch.fields["rewards"], batch.fields["group_ids"])
         if is_own_old:
-            del batch.fields["old_logprobs"]
+            batch.fields.pop("old_logprobs", None)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         return numbers | optimise(session, batch, loss_fn, epochs_per_step, updates_per_epoch, generator)
 
@@ -102,7 +114,7 @@ def rollout(
     """Samples groups and scores them: the step's batch with its `rewards`, and what is logged of it.
 
     Its other fields: `group_ids` (the prompt's number), `finished` (False where `max_new_tokens` cut), the sampler's
-    `old_logprobs`, and `token_rewards` where a reward function gave them.
+    `rollout_logprobs`, and `token_rewards` where a reward function gave them.
     """
     completions = session.sample([p.ids for p in prompts], group_size=group_size, max_new_tokens=max_new_tokens)
     asked = [p for p in prompts for _ in range(group_size)]
@@ -113,7 +125,7 @@ def rollout(
         batch.fields["token_rewards"] = _placed(batch, [x for row in scores.per_token for x in row])
     batch.fields["group_ids"] = repeat(torch.arange(len(prompts)), "prompts -> (prompts group)", group=group_size)
     batch.fields["finished"] = torch.tensor([c.finished for c in completions])
-    batch.fields["old_logprobs"] = _placed(batch, [x for c in completions for x in c.logprobs])
+    batch.fields["rollout_logprobs"] = _placed(batch, [x for c in completions for x in c.logprobs])
     return batch, scores.means | {
         "reward": float(scores.total.mean()),
         "reward_std": float(scores.total.std(correction=0)),
@@ -166,7 +178,7 @@ def optimise(
     losses, metrics, norms = [], [], []
     for _ in range(epochs):
         shuffled = torch.randperm(len(batch.ids), generator=generator)
-        for rows in shuffled.chunk(updates_per_epoch):
+        for rows in shuffled.tensor_split(updates_per_epoch):
             loss, part = session.forward_backward(batch.select(rows), loss_fn)
             norms.append(session.optim_step())
             losses.append(loss)

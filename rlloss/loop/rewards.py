@@ -1,10 +1,11 @@
 """Reward functions in the field's form: (prompts, completions, **columns) -> a number per completion, or per token."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlloss._checks import check_range
 
@@ -24,8 +25,9 @@ class Scores(NamedTuple):
 class Rewards:
     """One reward function or a weighted sum of several, with every return value checked.
 
-    A function may also return a list of numbers per completion, one for each of its tokens: rewards that are earned on
-    the way. It finds the tokens in the column `completion_ids`.
+    A function is called with the columns that it names, or with all of them where it takes `**columns`. It may also
+    return a list of numbers per completion, one for each of its tokens: rewards that are earned on the way. It finds
+    the tokens in the column `completion_ids`.
 
     >>> def length(prompts, completions, **columns):
     ...     return [float(len(c)) for c in completions]
@@ -46,13 +48,17 @@ class Rewards:
             check_range("Rewards", "weight", weight)
         self.names = [_name(f) for f in self.functions]
 
+    def modules(self) -> dict[str, nn.Module]:
+        """The functions that are modules, whose state belongs into a checkpoint."""
+        return {f"reward_{i}": f for i, f in enumerate(self.functions) if isinstance(f, nn.Module)}
+
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
     ) -> Scores:
         """The weighted rewards of all completions."""
         total, means, parts = torch.zeros(len(completions)), {}, []
         for function, name, weight in zip(self.functions, self.names, self.weights, strict=True):
-            given = function(prompts, completions, **columns)
+            given = _called(function, prompts, completions, columns)
             tokens = _per_token(given, name, completions, columns)
             values = _checked(given if tokens is None else [sum(row) for row in tokens], name, completions)
             means[f"reward/{name}"] = float(values.mean())
@@ -68,16 +74,32 @@ class Rewards:
         return Scores(total, means if len(self.functions) > 1 else {}, per_token)
 
 
+def _called(
+    function: RewardFunction, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
+) -> Any:
+    """What a function returns of the arguments that it takes, by name where it has their names."""
+    parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    wanted = {name: column for name, column in columns.items() if takes_all or name in parameters}
+    if "completions" not in parameters:
+        return function(prompts, completions, **wanted)
+    if takes_all or "prompts" in parameters:
+        wanted["prompts"] = prompts
+    return function(completions=completions, **wanted)
+
+
 def _per_token(
     given: Any, name: str, completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
 ) -> list[list[float]] | None:
     """What a function returned, where it is a list per completion."""
-    if not isinstance(given, list | tuple) or not any(isinstance(row, list | tuple) for row in given):
+    rows = [_numbers(row) for row in given] if isinstance(given, list | tuple) else []
+    if all(row is None for row in rows):
         return None
     _check_length(len(given), name, completions)
-    rows = [[float(x) for x in row] if isinstance(row, list | tuple) else None for row in given]
+    if "completion_ids" not in columns:
+        raise ValueError(f"reward function {name!r}: rewards per token need the column completion_ids, got none")
     made: list[list[float]] = []
-    for i, (row, ids) in enumerate(zip(rows, columns.get("completion_ids", []), strict=False)):
+    for i, (row, ids) in enumerate(zip(rows, columns["completion_ids"], strict=True)):
         if row is None or len(row) != len(ids):
             got = "one number" if row is None else f"{len(row)} numbers"
             raise ValueError(
@@ -86,6 +108,13 @@ def _per_token(
             )
         made.append(row)
     return made
+
+
+def _numbers(row: Any) -> list[float] | None:
+    """A row of rewards per token as floats; None where it is one number."""
+    if getattr(row, "ndim", 0) == 1:  # an array or a tensor
+        row = row.tolist()
+    return [float(x) for x in row] if isinstance(row, list | tuple) else None
 
 
 def _checked(values: Any, name: str, completions: Sequence[str]) -> Tensor:

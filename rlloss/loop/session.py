@@ -13,6 +13,7 @@ from rlloss._checks import check_count, check_range
 from rlloss.loop.batch import Batch, micro_batches
 from rlloss.loop.checkpoint import read_checkpoint, write_checkpoint
 from rlloss.loop.objective import Objective, check_batch, check_language_model, objective_of, outputs_of
+from rlloss.loop.optimizer import adamw, check_optimizer, clipped_apart, trainable_parameters
 from rlloss.loop.sampling import Completion, sample
 from rlloss.loop.scalar_folder import save_scalar_model
 from rlloss.loop.scoring import score
@@ -27,10 +28,16 @@ __all__ = ["Session", "frozen_copy"]
 def frozen_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy that takes no gradient: the usual reference, or a sampler in half precision.
 
+    `dtype` is that of the parameters; buffers stay as they are, since rotary frequencies lose positions in bfloat16.
+
     >>> frozen_copy(nn.Linear(2, 2)).weight.requires_grad
     False
     """
-    return copy.deepcopy(model).to(dtype=dtype).requires_grad_(False).eval()
+    frozen = copy.deepcopy(model).requires_grad_(False).eval()
+    for parameter in frozen.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return frozen
 
 
 class Session:
@@ -84,15 +91,16 @@ class Session:
         self.model, self.tokenizer = model.eval(), tokenizer
         self.reference = None if reference is None else reference.eval()
         self.critic = None if critic is None else critic.eval()
-        trainable, of_critic = self._trainable()
+        if critic is None and critic_learning_rate is not None:
+            raise ValueError(f"Session: {critic_learning_rate=} needs a critic, got None")
+        if critic is not None:
+            check_language_model("Session: a critic", isinstance(model, ScalarModel))
+        trainable, of_critic = trainable_parameters(model, critic)
         if optimizer is None:
-            rate = learning_rate if critic_learning_rate is None else critic_learning_rate
-            check_range("Session", "learning_rate", learning_rate, 0)
-            check_range("Session", "critic_learning_rate", rate, 0)
-            groups = [{"params": trainable}, {"params": of_critic, "lr": rate}][: 2 if of_critic else 1]
-            optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+            optimizer = adamw(trainable, of_critic, learning_rate, critic_learning_rate)
         elif critic_learning_rate is not None:
             raise ValueError("Session: critic_learning_rate is for the optimiser made here; set it in your own")
+        check_optimizer(optimizer, trainable, of_critic)
         self.optimizer = optimizer
         self.scheduler = None if scheduler is None else scheduler(optimizer)
         self.max_grad_norm, self.temperature = max_grad_norm, temperature
@@ -168,7 +176,7 @@ class Session:
     def optim_step(self) -> dict[str, float]:
         """Clips the gradient, updates the policy and clears the gradient."""
         norms = {}
-        for name, parameters in self._clipped_apart().items():
+        for name, parameters in clipped_apart(self.optimizer, self.model, self.critic).items():
             norms[name] = float(nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
             if not norms[name] < float("inf"):
                 which = "critic's gradient" if name.startswith("critic") else "gradient"
@@ -211,6 +219,9 @@ class Session:
             return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
 
         state = saved["session"]
+        if (state["scheduler"] is None) != (self.scheduler is None):
+            has, lacks = ("checkpoint", "session") if self.scheduler is None else ("session", "checkpoint")
+            raise ValueError(f"Session: the {has} has a scheduler and the {lacks} has none; build the session as saved")
         modules = self._saved_modules()
         for name in tensors:
             if name.startswith(("critic.", "tracked.")) and not name.startswith(
@@ -218,7 +229,7 @@ class Session:
             ):
                 raise ValueError(
                     f"Session: the checkpoint holds {name!r}, for which this session has no module; build it with the "
-                    "critic, the loss and the advantages that were saved"
+                    "critic that was saved, and Session.track(...) what was tracked: losses, advantages, rewards"
                 )
         for name, module in modules.items():
             restore_model(module, part(f"{name}."))
@@ -290,26 +301,6 @@ class Session:
     def _score(self, model: nn.Module, batch: Batch, outputs: Sequence[str]) -> dict[str, Tensor]:
         with self._autocast():
             return score(model, self.critic, batch, outputs, self.temperature)
-
-    def _trainable(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """The model's trainable parameters, and those that are the critic's alone."""
-        trainable = [p for p in self.model.parameters() if p.requires_grad]
-        if not trainable:
-            raise ValueError("Session: no parameter of the model requires a gradient; unfreeze what should train")
-        own = set(self.model.parameters())
-        of_critic = [] if self.critic is None else [p for p in self.critic.parameters() if p.requires_grad]
-        return trainable, [p for p in of_critic if p not in own]
-
-    def _clipped_apart(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters whose gradients are clipped together, under the name of their norm."""
-        everything = [p for group in self.optimizer.param_groups for p in group["params"]]
-        if self.critic is None or self.critic.shares_backbone_with(self.model):
-            return {"grad_norm": everything}
-        of_critic = set(self.critic.parameters())
-        return {
-            "grad_norm": [p for p in everything if p not in of_critic],
-            "critic_grad_norm": [p for p in everything if p in of_critic],
-        }
 
     def _saved_modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds of modules; a trunk that the critic shares is the model's."""

@@ -139,7 +139,7 @@ class ConservativePPOLoss(ClippedPolicyLoss):
         kl_part = part(self.ref_kl(batch))
         if kl is None:
             kl = kl_part.detach()
-        kl = torch.as_tensor(kl, dtype=kl_part.dtype, device=kl_part.device).detach()
+        kl = kl.detach().to(kl_part) if isinstance(kl, Tensor) else kl_part.new_full((), kl)
         violation = (kl - self.max_kl).clamp(min=0)
         value = self.conservative_coef * violation.square()
         # the value is shared out by tokens; the gradient is the chain rule through this part's share of the mean

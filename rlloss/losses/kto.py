@@ -131,7 +131,7 @@ class KTOLoss(Loss):
         check_device(self._who, "desirable", desirable, "logps", logps)
         if not isinstance(kl, Tensor):
             check_range(self._who, "kl", kl, 0)
-        kl = torch.as_tensor(kl, dtype=logps.dtype, device=logps.device).detach()
+        kl = kl.detach().to(logps) if isinstance(kl, Tensor) else logps.new_full((), kl)
         if kl.ndim != 0:
             raise ValueError(
                 f"{self._who}: kl must be one number for the whole step, got shape {list(kl.shape)}; "

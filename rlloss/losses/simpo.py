@@ -58,6 +58,10 @@ class SimPOLoss(PreferenceLoss):
             chosen_mean_logps, rejected_mean_logps, mask=mask, weights=weights, normalizer=normalizer
         )
 
+    def extra_repr(self) -> str:
+        """The hyperparameters."""
+        return f"beta={self.beta}, margin={self.margin}, label_smoothing={self.label_smoothing}"
+
     def pair_loss(self, h: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
         """The smoothed logistic loss of beta h - margin."""
         return logistic_loss(self.beta * h - self.margin, self.label_smoothing)

@@ -16,11 +16,12 @@ class ValueLoss(Loss):
     """Squared error of a critic, equation 9 of https://arxiv.org/abs/1707.06347, clipped as in section 3 of https://arxiv.org/abs/2005.12729.
 
     The clip holds the value within `value_clip` of what it was when the returns were made, and takes the larger of
-    both errors: a value that has already moved so far has no more gradient in that direction.
+    both errors: a value that has already moved so far has no more gradient in that direction. (The paper prints the
+    smaller; its code takes the larger, as all others do: https://github.com/implementation-matters/code-for-paper/issues/1.)
 
         v' = old + clip(v - old, -value_clip, value_clip)
         loss = (1/N) sum_t c max((v - R)^2, (v' - R)^2),   c = 1/2, or 1 with halve=False    (N trained tokens)
-        dloss/dv_t = (2c/N) (v - R)    where the first is larger or |v - old| <= value_clip, else 0
+        dloss/dv_t = (2c/N) (v - R)    where the first is not the smaller or |v - old| <= value_clip, else 0
 
     forward(values, old_values, returns, loss_mask): per token `[B, T]`, or packed `[N]` with `cu_seqlens`; values[t] is
     the value of the state in which token t is chosen. `old_values=None` means the values themselves, which no clip
@@ -103,4 +104,5 @@ class ValueLoss(Loss):
         moved = values - old_values
         clipped = old_values + moved.clamp(-self.value_clip, self.value_clip)
         clipped_error = (clipped - returns).square()
-        return torch.maximum(error, clipped_error), (clipped_error > error) & (moved.abs() > self.value_clip)
+        is_clipped = (clipped_error > error) & (moved.abs() > self.value_clip)
+        return torch.where(is_clipped, clipped_error, error), is_clipped

@@ -16,7 +16,8 @@ def log_sigmoid(x: float) -> float:
 
 def logistic(x: float, label_smoothing: float) -> float:
     """The negative log-likelihood of a label that is flipped with probability `label_smoothing`."""
-    return -(1.0 - label_smoothing) * log_sigmoid(x) - label_smoothing * log_sigmoid(-x)
+    flipped = label_smoothing * log_sigmoid(-x) if label_smoothing else 0.0
+    return -(1.0 - label_smoothing) * log_sigmoid(x) - flipped
 
 
 def floats(x: ArrayLike) -> list[float]:
