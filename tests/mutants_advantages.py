@@ -229,7 +229,7 @@ RUNNING = [
     ("clip", "the error has no bounds", ERROR, ERROR.removesuffix(".clamp(-0.2, 0.2)")),
     ("clip", "the error has no lower bound", ERROR, ERROR.replace("clamp(-0.2, 0.2)", "clamp(max=0.2)")),
     ("clip", "the error's bounds are 0.1", ERROR, ERROR.replace("clamp(-0.2, 0.2)", "clamp(-0.1, 0.1)")),
-    ("stop", "the KL", "device=self.kl_coef.device).detach()", "device=self.kl_coef.device)"),
+    ("stop", "the KL", "kl.detach().to(self.kl_coef)", "kl.to(self.kl_coef)"),
     ("default", "horizon is 1000", "horizon: int = 10000", "horizon: int = 1000"),
     (
         "unit",

@@ -6,7 +6,7 @@ BATCH_SQUARE = SQUARE + "        # the value"
 ROW_SQUARE = SQUARE + "        rows ="
 SLOPE = "2 * self.conservative_coef * violation * (kl_part - kl_part.detach())"
 TOKENS = "tokens = sequence_lengths(batch.loss_mask, batch.cu_seqlens).sum()"
-OWN, GIVEN = "kl = kl_part.detach()", "dtype=kl_part.dtype, device=kl_part.device).detach()"
+OWN, GIVEN = "kl = kl_part.detach()", "kl.detach().to(kl_part)"
 
 HINGE = [
     ("sign", "the hinge", "return LossOutput(loss + penalty", "return LossOutput(loss - penalty"),
@@ -68,14 +68,14 @@ HINGE = [
         "penalty = value.sum()",
     ),
     ("unit", "the metrics of the hinge count rows", TOKENS, TOKENS.replace(".sum()", ".gt(0).sum()")),
-    ("stop", "the given statistic", GIVEN, GIVEN.removesuffix(".detach()")),
+    ("stop", "the given statistic", GIVEN, GIVEN.replace(".detach()", "")),
     ("stop", "the hinge's own KL", OWN, OWN.removesuffix(".detach()"), {"reason": "the next line detaches it again"}),
     (
         "stop",
         "the hinge's own KL, and the statistic",
         OWN,
         OWN.removesuffix(".detach()"),
-        {"also": ((GIVEN, GIVEN.removesuffix(".detach()")),)},
+        {"also": ((GIVEN, GIVEN.replace(".detach()", "")),)},
     ),
     ("stop", "the difference that carries the gradient", "(kl_part - kl_part.detach())", "(kl_part - kl_part)"),
     ("stop", "the statistics", "logprobs.detach(), old_logprobs, advantages", "logprobs, old_logprobs, advantages"),

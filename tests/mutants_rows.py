@@ -143,7 +143,7 @@ KTO = [
     ("coefficient", "no class weights", ROW_LOSS, ROW_LOSS.removeprefix("of_class * ")),
     ("coefficient", "no saturation", ROW_LOSS, ROW_LOSS.replace("torch.sigmoid", "torch.nn.functional.softplus")),
     ("stop", "ref_logps", "ref_logps.detach()", "ref_logps"),
-    ("stop", "kl", "device=logps.device).detach()", "device=logps.device)"),
+    ("stop", "kl", "kl.detach().to(logps)", "kl.to(logps)"),
     (
         "mask",
         "only logps at the door",
