@@ -14,6 +14,8 @@ from rlloss.reduce import (
     Reduction,
     check_normalizer,
     reduce_tokens,
+    sequence_lengths,
+    sequence_sum,
     to_tokens,
     weighted,
     within_sequences,
@@ -67,8 +69,8 @@ class PolicyLoss(Loss):
     goes on counting the token), `normalizer` (`rlloss.count` summed over the
     step's micro-batches and ranks; without it the call's own counts serve).
 
-    Metrics: ratio (with ratio_std), ratio_max, ratio_min, approx_kl (to old), bounded_frac, and where given ref_kl
-    and entropy. An all-masked batch gives exactly 0 with zero gradient.
+    Metrics: ratio (with ratio_std), ratio_max, ratio_min, approx_kl (to old), bounded_frac, and where given ref_kl (per
+    token), ref_kl_seq (summed over each sequence) and entropy. An all-masked batch gives exactly 0 with zero gradient.
     """
 
     family = "policy"
@@ -212,7 +214,10 @@ class PolicyLoss(Loss):
             "bounded_frac": Mean.of(out_of_bounds.to(ratio.dtype), mask),
         }
         if batch.ref_logprobs is not None:
-            metrics["ref_kl"] = Mean.of(kl_k3(batch.logprobs, batch.ref_logprobs, self.max_log_ratio), mask)
+            kl = kl_k3(batch.logprobs, batch.ref_logprobs, self.max_log_ratio)
+            metrics["ref_kl"] = Mean.of(kl, mask)
+            lengths = sequence_lengths(mask, batch.cu_seqlens)
+            metrics["ref_kl_seq"] = Mean.of(sequence_sum(kl, mask, batch.cu_seqlens), lengths > 0)
         if batch.entropy is not None:
             metrics["entropy"] = Mean.of(batch.entropy, mask)
         return metrics

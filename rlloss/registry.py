@@ -12,6 +12,7 @@ from rlloss.losses.dpo import DPOLoss
 from rlloss.losses.dr_grpo import DrGRPOLoss
 from rlloss.losses.grpo import GRPOLoss
 from rlloss.losses.gspo import GSPOLoss
+from rlloss.losses.importance_sampling import ImportanceSamplingLoss
 from rlloss.losses.ipo import IPOLoss
 from rlloss.losses.kto import KTOLoss
 from rlloss.losses.ppo import PPOLoss
@@ -20,9 +21,9 @@ from rlloss.losses.rloo import RLOOLoss
 from rlloss.losses.sft import SFTLoss
 from rlloss.losses.simpo import SimPOLoss
 from rlloss.losses.value import ValueLoss
-from rlloss.protocol import Loss
+from rlloss.protocol import Family, Loss
 
-__all__ = ["get_loss", "list_losses"]
+__all__ = ["get_loss", "list_losses", "loss_family", "loss_hyperparameters", "loss_name"]
 
 _LOSSES: dict[str, type[Loss]] = {
     "actor_critic": ActorCriticLoss,
@@ -33,6 +34,7 @@ _LOSSES: dict[str, type[Loss]] = {
     "dr_grpo": DrGRPOLoss,
     "grpo": GRPOLoss,
     "gspo": GSPOLoss,
+    "importance_sampling": ImportanceSamplingLoss,
     "ipo": IPOLoss,
     "kto": KTOLoss,
     "ppo": PPOLoss,
@@ -67,13 +69,8 @@ def get_loss(name: str, **hyperparameters: Any) -> Loss:
     >>> get_loss("Dr.GRPO", max_completion_length=512).max_length
     512
     """
-    key = name.lower().replace("-", "_").replace(".", "_").replace(" ", "_")
-    key = _ALIASES.get(key, key)
-    if key not in _LOSSES:
-        raise ValueError(
-            f"get_loss: unknown loss {name!r}{nearest(key, [*_LOSSES, *_ALIASES])} Known: {', '.join(list_losses())}"
-        )
-    known = _hyperparameters(_LOSSES[key])
+    key = loss_name(name)
+    known = loss_hyperparameters(key)
     for option in hyperparameters:
         if option not in known:
             raise ValueError(
@@ -82,8 +79,34 @@ def get_loss(name: str, **hyperparameters: Any) -> Loss:
     return _LOSSES[key](**hyperparameters)
 
 
-def _hyperparameters(loss: type[Loss]) -> list[str]:
+def loss_name(name: str, *, who: str = "get_loss") -> str:
+    """The registry's own name of what a paper, a config or a command line calls `name`.
+
+    >>> loss_name("Dr.GRPO")
+    'dr_grpo'
+    """
+    key = name.lower().replace("-", "_").replace(".", "_").replace(" ", "_")
+    key = _ALIASES.get(key, key)
+    if key not in _LOSSES:
+        raise ValueError(
+            f"{who}: unknown loss {name!r}{nearest(key, [*_LOSSES, *_ALIASES])} Known: {', '.join(list_losses())}"
+        )
+    return key
+
+
+def loss_family(name: str) -> Family:
+    """The family of the loss of that name."""
+    return _LOSSES[loss_name(name)].family
+
+
+def loss_hyperparameters(name: str) -> tuple[str, ...]:
+    """What the constructor of the loss of that name takes.
+
+    >>> loss_hyperparameters("simpo")
+    ('beta', 'margin', 'label_smoothing')
+    """
     names: dict[str, None] = {}
+    loss = _LOSSES[loss_name(name)]
     for base in loss.__mro__[: loss.__mro__.index(Loss)]:
         init = base.__dict__.get("__init__")
         if init is not None:
@@ -91,4 +114,4 @@ def _hyperparameters(loss: type[Loss]) -> list[str]:
             names |= {p.name: None for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
             if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
                 break  # what the base classes take, this one does not pass on
-    return list(names)
+    return tuple(names)

@@ -148,6 +148,14 @@ POLICY = [
         REF_KL.replace("batch.logprobs, batch.ref_logprobs", "batch.ref_logprobs, batch.logprobs"),
     ),
     ("metric", "ref_kl to old", REF_KL, REF_KL.replace("batch.ref_logprobs", "batch.old_logprobs")),
+    ("metric", "ref_kl_seq over empty sequences too", "lengths > 0)", "lengths >= 0)"),
+    (
+        "metric",
+        "ref_kl_seq of one token",
+        "sequence_sum(kl, mask, batch.cu_seqlens)",
+        "sequence_sum(kl, mask, batch.cu_seqlens) / lengths",
+    ),
+    ("metric", "ref_kl_seq of the pack", "sequence_sum(kl, mask, batch.cu_seqlens)", "sequence_sum(kl, mask)"),
     ("metric", "ratio_max is the least", '"ratio_max": Max.of', '"ratio_max": Min.of'),
     ("metric", "ratio_min is the largest", '"ratio_min": Min.of', '"ratio_min": Max.of'),
     (

@@ -32,8 +32,9 @@ COMMAND = "python tests/mutate.py"
 SECONDS = 300  # of one run of the tests
 
 # first words of the names of tests that hold no law of a loss, of a metric or of an advantage
-ELSEWHERE = {"bad", "checkpoint", "compile", "data", "examples", "heads", "house", "logprobs", "loop", "models"}
-ELSEWHERE |= {"mutants", "readme", "reference", "report", "sampling", "scalar", "shapes"}
+ELSEWHERE = {"bad", "cached", "checkpoint", "compile", "data", "documents", "examples", "heads", "house", "logprobs"}
+ELSEWHERE |= {"loop", "models", "mutants", "padding", "preferences", "readme", "reference", "report", "rewards"}
+ELSEWHERE |= {"sampling", "scalar", "shapes", "signal", "trainer", "trl", "truncation"}
 
 
 def _tests(*patterns: str) -> list[str]:

@@ -1,6 +1,7 @@
 """Law 7, meaning: gradients in closed form, and exact expectations over every sequence of a tiny language."""
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from rlloss import (
     DrGRPOLoss,
     GRPOLoss,
     GSPOLoss,
+    ImportanceSamplingLoss,
     IPOLoss,
     KTOLoss,
     PPOLoss,
@@ -81,6 +83,9 @@ def policy_gradient(loss_fn, step):
     log_ratio = step["logprobs"] - step["old_logprobs"]
     if isinstance(loss_fn, REINFORCELoss):
         slope = -weights * advantages
+    elif isinstance(loss_fn, ImportanceSamplingLoss):
+        r = (row_sum(log_ratio, mask) if loss_fn.ratio_level == "sequence" else log_ratio).exp()
+        slope = -weights * r.clamp(loss_fn.ratio_min, loss_fn.ratio_max) * advantages
     else:
         per_row = {GSPOLoss: row_mean, RLOOLoss: row_sum}.get(type(loss_fn))
         r = (per_row(log_ratio, mask) if per_row else log_ratio).exp()
@@ -171,6 +176,7 @@ CLOSED_FORMS = {
     DrGRPOLoss: policy_gradient,
     GRPOLoss: policy_gradient,
     GSPOLoss: policy_gradient,
+    ImportanceSamplingLoss: policy_gradient,
     IPOLoss: ipo_gradient,
     KTOLoss: kto_gradient,
     PPOLoss: policy_gradient,
@@ -273,8 +279,14 @@ def test_law_7_on_policy_every_policy_loss_ascends_the_expected_reward(case):
 
 @pytest.mark.parametrize(
     ("loss_fn", "factor"),
-    [(REINFORCELoss(), 1), (RLOOLoss(), 1), (DrGRPOLoss(max_completion_length=5), 5)],
-    ids=["sequence_sum", "sequence_ratio", "fixed_length"],
+    [
+        (REINFORCELoss(), 1),
+        (RLOOLoss(), 1),
+        (DrGRPOLoss(max_completion_length=5), 5),
+        (ImportanceSamplingLoss(), 1),
+        (ImportanceSamplingLoss(ratio_level="token"), 1),
+    ],
+    ids=["sequence_sum", "sequence_ratio", "fixed_length", "importance_sampling", "importance_sampling_token"],
 )
 def test_law_7_where_lengths_differ_it_takes_a_sum_or_a_constant(loss_fn, factor):
     language = Language(0, end=True)
@@ -285,6 +297,29 @@ def test_law_7_where_lengths_differ_it_takes_a_sum_or_a_constant(loss_fn, factor
     shared = torch.ones_like(reward)
     assert expected_gradient(loss_fn, language, shared).abs().max() < 1e-15
     assert expected_gradient(GRPOLoss(), language, shared).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("end", [False, True])
+def test_law_7_off_policy_importance_sampling_ascends_the_expected_reward(end):
+    language, old = Language(0, end=end), Language(4, end=end)
+    reward = rewards(language)
+
+    def gradient(**options):
+        out = ImportanceSamplingLoss(**options)(
+            language.logprobs,
+            old.logprobs.detach(),
+            reward,
+            language.mask,
+            token_weights=old.weights(),
+            normalizer=Counts(tokens=ONE, sequences=ONE),
+        )
+        return language.gradient(out.loss)
+
+    truth = -reward_gradient(language, reward)
+    torch.testing.assert_close(gradient(ratio_max=math.inf), truth, rtol=1e-12, atol=1e-14)
+    # what the clip and the token's own ratio leave out
+    assert (gradient(ratio_max=1.5) - truth).abs().max() > 0.01
+    assert (gradient(ratio_max=math.inf, ratio_level="token") - truth).abs().max() > 0.01
 
 
 def divergence(language, ref, old, direction):

@@ -128,6 +128,7 @@ def test_policy_metrics_by_hand():
         "approx_kl": close((2 * (0.5 - math.log(1.5)) + (-0.5 - math.log(0.5))) / 3),
         "bounded_frac": 0.0,
         "ref_kl": close(math.exp(-1)),  # k3 at log(pi/ref) = 1: e^-1 - 1 + 1
+        "ref_kl_seq": close(3 * math.exp(-1) / 2),
         "entropy": close(0.5),
         "clip_frac": close(1 / 3),  # 1.5 with A = 2; 1.5 with A = -1 moves back to the range
     }

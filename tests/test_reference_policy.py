@@ -296,6 +296,7 @@ def test_policy_metrics_by_hand():
         "approx_kl": close((0 - math.log(1.5) - math.log(0.5)) / 2),  # r - 1 - log r, twice each; the r - 1 cancel
         "bounded_frac": 0.0,
         "ref_kl": close((1 - LOG2) / 4),  # ref / pi = 2 at the first token, 1 elsewhere
+        "ref_kl_seq": close((1 - LOG2) / 2),
         "entropy": close(3.0),
     }
 

@@ -8,6 +8,7 @@ from rlloss.reference.advantages import gae, group_advantages, informative_group
 from rlloss.reference.conservative import conservative_ppo
 from rlloss.reference.critic import actor_critic, value
 from rlloss.reference.divergence import kl, kl_k1, kl_k2, kl_k3
+from rlloss.reference.importance import importance_sampling
 from rlloss.reference.likelihood import sft
 from rlloss.reference.logprobs import linear_stats, token_stats
 from rlloss.reference.policy import dapo, dr_grpo, grpo, gspo, policy_metrics, ppo, reinforce, rloo
@@ -26,6 +27,7 @@ __all__ = [
     "group_advantages",
     "grpo",
     "gspo",
+    "importance_sampling",
     "informative_groups",
     "ipo",
     "kl",

@@ -237,6 +237,7 @@ def policy_metrics(
     clip_frac: tokens whose surrogate gradient is cut, by the clip or by the dual clip
     ratio: that of the surrogate
     approx_kl, ref_kl: k3 of KL(pi_old || pi), and of KL(pi || ref) where a reference is given
+    ref_kl_seq: the same summed over each sequence, and averaged over those with a counted token
     entropy: where given
     bounded_frac: tokens whose log ratio, that of `ratio`, is larger in size than `max_log_ratio`
 
@@ -251,9 +252,12 @@ def policy_metrics(
     advantage = advantage_rows(advantages, mask, cu_seqlens)
 
     values: dict[str, list[float]] = {"clip_frac": [], "ratio": [], "approx_kl": [], "bounded_frac": []}
-    values |= {"ref_kl": []} if ref else {}
+    values |= {"ref_kl": [], "ref_kl_seq": []} if ref else {}
     values |= {"entropy": []} if bonus else {}
     for i in range(len(mask)):
+        if ref and any(mask[i]):
+            counted = [t for t in range(len(mask[i])) if mask[i][t]]
+            values["ref_kl_seq"].append(sum(kl_k3(new[i][t], ref[i][t], max_log_ratio) for t in counted))
         for t in range(len(mask[i])):
             if not mask[i][t]:
                 continue

@@ -1,0 +1,66 @@
+"""Truncated importance sampling: the off-policy policy gradient, its weights held within bounds."""
+
+from typing import Literal, Unpack
+
+from torch import Tensor
+
+from rlloss._checks import check_choice, check_range
+from rlloss.output import Mean, Metric
+from rlloss.policy import PolicyBatch, PolicyLoss, PolicyOptions
+
+__all__ = ["ImportanceSamplingLoss"]
+
+
+class ImportanceSamplingLoss(PolicyLoss):
+    """Off-policy REINFORCE with truncated importance weights, https://doi.org/10.1198/106186008X320456.
+
+    The clip bounds how much an answer counts and never whether it counts: the weight carries no gradient and the
+    log-prob does, so that a clipped answer still teaches, where PPO's clip (or a clip of w A itself) lets go of it.
+    For language models it is the TIS that https://arxiv.org/abs/2503.14286 compares itself with.
+
+        w_i = clip(exp(sum_t (l_t - old_t)), ratio_min, ratio_max)    (`token`: w_t, of each token's own l_t - old_t)
+        loss = -(1/S) sum_i sg[w_i] sum_t A_t l_t
+        dloss/dl_t = -(1/S) w_i A_t
+
+    `old_logprobs` are those of the policy that wrote the answers, however old. The weight of the whole sequence makes
+    the gradient that of the expected reward, unbiased where nothing is clipped; its variance grows with the length.
+    `token` leaves out that the beginnings were another policy's: biased, with a variance that does not grow; it is the
+    actor's weight in https://arxiv.org/abs/1802.01561. The log-prob of an answer is a sum, so both sum over its tokens
+    and never average. Base class: inputs, options and metrics (ratio is the one before the clip); adds clip_frac, the
+    share of tokens whose weight is clipped.
+
+    Args:
+        ratio_level: `sequence` or `token`: whose ratio is the weight.
+        ratio_min: Least weight, at most 1.
+        ratio_max: Largest weight, at least 1; `math.inf` for none but the bound of every ratio, max_log_ratio.
+        **options: `rlloss.PolicyOptions`; the KL term stays per token, under each token's own ratio.
+
+    >>> import torch
+    >>> l, mask = torch.tensor([[-1.0, -2.0]]), torch.ones(1, 2, dtype=torch.bool)
+    >>> ImportanceSamplingLoss(ratio_max=2.0)(l, l - 3, torch.tensor([0.5]), mask).loss  # 2 * 0.5 * (1 + 2)
+    tensor(3.)
+    """
+
+    reduction = "sequence_sum"
+
+    def __init__(
+        self,
+        *,
+        ratio_level: Literal["sequence", "token"] = "sequence",
+        ratio_min: float = 0.0,
+        ratio_max: float = 10.0,
+        **options: Unpack[PolicyOptions],
+    ) -> None:
+        super().__init__(**options)
+        check_choice(self._who, "ratio_level", ratio_level, ("sequence", "token"))
+        check_range(self._who, "ratio_min", ratio_min, 0, 1)
+        check_range(self._who, "ratio_max", ratio_max, 1)
+        self.ratio_level = ratio_level  # pyright: ignore[reportAttributeAccessIssue]
+        self.ratio_min, self.ratio_max = ratio_min, ratio_max
+
+    def surrogate(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, Metric]]:
+        """-sg[clip(w)] A l per token."""
+        weight = batch.ratio.detach().clamp(self.ratio_min, self.ratio_max)
+        is_clipped = (batch.ratio < self.ratio_min) | (batch.ratio > self.ratio_max)
+        metrics: dict[str, Metric] = {"clip_frac": Mean.of(is_clipped.to(weight.dtype), batch.loss_mask)}
+        return -weight * batch.advantages * batch.logprobs, metrics

@@ -1,0 +1,54 @@
+"""Truncated importance sampling: REINFORCE on advantages that a clipped ratio scales."""
+
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from rlloss.reference.policy import reinforce
+from rlloss.reference.reduce import advantage_rows, rows
+from rlloss.reference.surrogate import importance_ratio
+
+
+def importance_sampling(
+    logprobs: ArrayLike,
+    old_logprobs: ArrayLike | None,
+    advantages: ArrayLike,
+    loss_mask: ArrayLike,
+    *,
+    ratio_level: str = "sequence",
+    ratio_min: float = 0.0,
+    ratio_max: float = 10.0,
+    max_log_ratio: float = 20.0,
+    cu_seqlens: ArrayLike | None = None,
+    frozen_logprobs: ArrayLike | None = None,
+    **terms: Any,
+) -> float:
+    """Off-policy REINFORCE with truncated importance weights, https://doi.org/10.1198/106186008X320456.
+
+    w_it = min(max(ratio_it, ratio_min), ratio_max), its gradient stopped
+    loss = -(1 / S) sum_i sum_t w_it A_it logprob_it, and the other `terms` of `token_losses`
+
+    The ratio is that of the whole sequence, or of the token under `ratio_level="token"`.
+
+    >>> importance_sampling([[-1.0, -2.0]], [[-4.0, -5.0]], [0.5], [[True, True]], ratio_max=2.0)  # 2 * 0.5 * 3
+    3.0
+    """
+    mask = rows(loss_mask, cu_seqlens)
+    frozen = rows(logprobs if frozen_logprobs is None else frozen_logprobs, cu_seqlens)
+    old = frozen if old_logprobs is None else rows(old_logprobs, cu_seqlens)
+    weighted = advantage_rows(advantages, mask, cu_seqlens)
+    for i in range(len(mask)):
+        for t in range(len(mask[i])):
+            if mask[i][t]:
+                ratio = importance_ratio(frozen[i], old[i], mask[i], t, ratio_level, max_log_ratio)
+                weighted[i][t] *= min(max(ratio, ratio_min), ratio_max)
+    return reinforce(
+        logprobs,
+        old_logprobs,
+        weighted if cu_seqlens is None else [advantage for row in weighted for advantage in row],
+        loss_mask,
+        max_log_ratio=max_log_ratio,
+        cu_seqlens=cu_seqlens,
+        frozen_logprobs=frozen_logprobs,
+        **terms,
+    )
