@@ -23,6 +23,7 @@ from rlloss import (
     DrGRPOLoss,
     GRPOLoss,
     GSPOLoss,
+    ImportanceSamplingLoss,
     IPOLoss,
     KTOLoss,
     Loss,
@@ -298,6 +299,7 @@ class Case:
 CLIP = {"clip_eps_low": 0.2, "clip_eps_high": 0.3}
 ALL = CLIP | {"kl_coef": 0.3, "entropy_coef": 0.05}
 DUAL = ALL | {"dual_clip": 1.4}
+WEIGHTS = {"ratio_min": 0.8, "ratio_max": 1.2, "kl_coef": 0.3, "entropy_coef": 0.05}
 WIDE = ALL | {"clip_eps_low": 0.1, "clip_eps_high": 0.15}
 
 CASES = [
@@ -343,6 +345,9 @@ CASES = [
     Case("dr_grpo", DrGRPOLoss, policy, DUAL | {"max_completion_length": 9}),
     Case("gspo_bare", GSPOLoss, bare_policy, {"clip_eps_low": 0.1, "clip_eps_high": 0.15}),
     Case("gspo", GSPOLoss, policy, WIDE | {"dual_clip": 1.2}),
+    Case("importance_sampling_bare", ImportanceSamplingLoss, bare_policy),
+    Case("importance_sampling", ImportanceSamplingLoss, policy, WEIGHTS | {"ratio_min": 0.3, "ratio_max": 3.0}),
+    Case("importance_sampling_token", ImportanceSamplingLoss, policy, WEIGHTS | {"ratio_level": "token"}),
     Case("conservative_ppo", ConservativePPOLoss, policy, DUAL | {"conservative_coef": 2.0}),
     Case("conservative_ppo_k2", ConservativePPOLoss, policy, CLIP | {"conservative_coef": 2.0, "kl": "k2"}),
     Case("conservative_ppo_slack", ConservativePPOLoss, policy, CLIP | {"max_kl": 9.0}),

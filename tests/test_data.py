@@ -513,7 +513,8 @@ def test_long_sequence_loses_its_end_and_is_counted(caplog: pytest.LogCaptureFix
     cut = completions(rows[:2], tokenizer, max_length=5)
     assert [(t.input_ids, t.loss_mask) for t in cut] == [(t.input_ids[:5], t.loss_mask[:5]) for t in whole]
     assert [r.getMessage() for r in caplog.records] == [
-        "completions: 1 of 2 sequences are longer than max_length=5 and were cut (longest: 8 tokens)"
+        "completions: 1 of 2 sequences are longer than max_length=5 and were cut (longest: 8 tokens); "
+        "3 of 7 trained tokens were lost"
     ]
     with pytest.raises(
         ValueError, match=r"row 1: of its 8 tokens none is trained within max_length=3: the first is token 3"

@@ -7,6 +7,9 @@ from rlloss.loop.data import Pair, Prompt, Tokens, completions, pairs, prompts
 from rlloss.loop.labelled import Labelled, labelled
 from rlloss.loop.offline import evaluate_offline, offline_batch, train_offline
 from rlloss.loop.online import evaluate_online, rollout, train_online
+from rlloss.loop.peft import WithoutAdapters
+from rlloss.loop.preferences import dialogue_rows, preference_rows, without_ties
+from rlloss.loop.reference_cache import with_ref_logprobs
 from rlloss.loop.report import RunLog, before_after_table, read_metrics
 from rlloss.loop.rewards import Rewards
 from rlloss.loop.rows import load_rows
@@ -28,9 +31,11 @@ __all__ = [
     "Session",
     "ShapedAdvantages",
     "Tokens",
+    "WithoutAdapters",
     "before_after_table",
     "collate",
     "completions",
+    "dialogue_rows",
     "evaluate_offline",
     "evaluate_online",
     "frozen_copy",
@@ -41,6 +46,7 @@ __all__ = [
     "offline_batch",
     "pairs",
     "plot_curves",
+    "preference_rows",
     "prompts",
     "read_metrics",
     "rollout",
@@ -49,4 +55,6 @@ __all__ = [
     "save_scalar_model",
     "train_offline",
     "train_online",
+    "with_ref_logprobs",
+    "without_ties",
 ]

@@ -1,6 +1,7 @@
 """From a rollout's rewards to its advantages: KL and running statistics in the reward, then groups or a critic."""
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from rlloss.advantages.group import group_advantages
 from rlloss.advantages.running import AdaptiveKLController, FixedKLController, RunningRewardNorm
 from rlloss.advantages.shaping import kl_shaped_rewards
 from rlloss.advantages.whiten import whiten
-from rlloss.divergence import kl_k1, kl_k3
+from rlloss.divergence import kl_k1, kl_k2, kl_k3
 from rlloss.loop.batch import Batch
 from rlloss.loop.session import Session
 from rlloss.output import ExplainedVariance, Moments
@@ -20,6 +21,14 @@ from rlloss.reduce import sequence_sum
 __all__ = ["CriticAdvantages", "GroupAdvantages", "ShapedAdvantages"]
 
 KLController = FixedKLController | AdaptiveKLController
+RewardKL = Literal["k1", "k2", "k3", "abs"]
+
+_ESTIMATORS: dict[RewardKL, Callable[[Tensor, Tensor], Tensor]] = {
+    "k1": kl_k1,
+    "k2": kl_k2,
+    "k3": kl_k3,
+    "abs": lambda logprobs, ref_logprobs: kl_k1(logprobs, ref_logprobs).abs(),
+}
 
 
 class ShapedAdvantages(nn.Module):
@@ -28,7 +37,8 @@ class ShapedAdvantages(nn.Module):
     Args:
         kl_coef: Weight of the KL to the reference in the reward: a number or a controller, which is updated with the
             mean KL per sequence after every rollout.
-        kl: Its estimator per token. Only `k1` makes the policy descend KL(pi || ref): see `rlloss.kl_shaped_rewards`.
+        kl: Its estimator per token. Only `k1` makes the policy descend KL(pi || ref) (`rlloss.kl_shaped_rewards`);
+            `k2`, `k3` and `abs` (of k1) are penalties that other libraries have.
         reward_norm: Normalises rewards by all that were seen, those of this step included.
     """
 
@@ -36,12 +46,12 @@ class ShapedAdvantages(nn.Module):
         self,
         *,
         kl_coef: float | KLController = 0.0,
-        kl: Literal["k1", "k3"] = "k1",
+        kl: RewardKL = "k1",
         reward_norm: RunningRewardNorm | None = None,
     ) -> None:
         super().__init__()
-        check_choice(type(self).__name__, "kl", kl, ("k1", "k3"))
-        self.kl: Literal["k1", "k3"] = kl
+        check_choice(type(self).__name__, "kl", kl, get_args(RewardKL))
+        self.kl: RewardKL = kl
         if not isinstance(kl_coef, int | float | FixedKLController | AdaptiveKLController):
             raise ValueError(f"{type(self).__name__}: kl_coef must be a number or a KL controller, got {kl_coef!r}")
         self.kl_controller = FixedKLController(kl_coef) if isinstance(kl_coef, int | float) else kl_coef
@@ -67,12 +77,11 @@ class ShapedAdvantages(nn.Module):
             self.reward_norm.update(Moments.of(rewards.double(), torch.ones_like(rewards, dtype=torch.bool)))
             rewards = self.reward_norm(rewards)
         rewards = batch.fields.get("token_rewards", rewards)
-        old_logprobs = batch.fields.get("old_logprobs", batch.fields["rollout_logprobs"])
+        old_logprobs = batch.fields["old_logprobs" if "old_logprobs" in batch.fields else "rollout_logprobs"]
         kl = torch.zeros_like(old_logprobs)
         numbers = {}
         if self.needs_reference:
-            estimate = kl_k1 if self.kl == "k1" else kl_k3
-            kl = estimate(old_logprobs, batch.fields["ref_logprobs"])
+            kl = _ESTIMATORS[self.kl](old_logprobs, batch.fields["ref_logprobs"])
             per_sequence = sequence_sum(kl, mask).mean()
             numbers = {"sequence_kl": float(per_sequence), "kl_coef": float(self.kl_controller.kl_coef)}
         shaped = kl_shaped_rewards(rewards, kl, mask, self.kl_controller.kl_coef.to(rewards.dtype))

@@ -29,8 +29,11 @@ def token_ids(tokenizer: Any, texts: Sequence[str], *, special: bool) -> list[li
     return [ids for chunk in chunks for ids in tokenizer(list(chunk), add_special_tokens=special)["input_ids"]]
 
 
-def checked_messages(place: str, field: str, value: Sequence[Any]) -> Messages:
-    """The messages without their None entries (Arrow fills absent keys), or a ValueError naming the first bad one."""
+def checked_messages(place: str, field: str, value: Sequence[Any], *, last: bool = True) -> Messages:
+    """The messages without their None entries (Arrow fills absent keys), or a ValueError naming the first bad one.
+
+    `last=False` lets the last one be empty.
+    """
     if not value:
         raise ValueError(f"{place}: field {field!r} holds no messages; remove the row or fill the field")
     messages = []
@@ -43,7 +46,8 @@ def checked_messages(place: str, field: str, value: Sequence[Any]) -> Messages:
             raise ValueError(f"{where} must be {{'role': ..., 'content': ...}}, got {got}; convert the rows first")
         message = {key: entry for key, entry in message.items() if entry is not None}
         content = message.get("content")
-        if not (isinstance(content, str) and content.strip()) and not message.get("tool_calls"):
+        is_read = last or number < len(value)
+        if is_read and not (isinstance(content, str) and content.strip()) and not message.get("tool_calls"):
             raise ValueError(
                 f"{where} ({message['role']}) needs a non-empty text as content, got {content!r:.60}; "
                 "drop the message or fill it"

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rlloss._checks import nearest
-from rlloss.loop.data import Tokens, completions
+from rlloss.loop.columns import completion_items
+from rlloss.loop.data import Tokens
+from rlloss.loop.encoding import sequence_tokens
 from rlloss.loop.rows import place
+from rlloss.loop.truncation import Encoded, Limits, TruncationMode, truncated
 
 if TYPE_CHECKING:
     import datasets
@@ -27,13 +30,18 @@ class Labelled:
 
 
 def labelled(
-    rows: "datasets.Dataset | Iterable[Mapping[str, Any]]", tokenizer: Any, *, max_length: int | None = None
+    rows: "datasets.Dataset | Iterable[Mapping[str, Any]]",
+    tokenizer: Any,
+    *,
+    max_length: int | None = None,
+    max_prompt_length: int | None = None,
+    truncation_mode: TruncationMode = "keep_start",
 ) -> list[Labelled]:
     """Rows of `completions` with a column `label`: True (or 1) for thumbs up, False (or 0) for thumbs down.
 
     Each prompt is also paired with the answer of the next row that has another prompt, for `rlloss.kto_kl`. That is
     fixed here, so that neither batch size nor shuffling matters. Where all prompts are one, it is the next row's
-    answer, which is logged. `max_length` cuts the end of longer sequences.
+    answer, which is logged. Lengths are cut as by `completions`.
 
     >>> def letters(texts, add_special_tokens):
     ...     return {"input_ids": [[ord(c) for c in text] for text in texts]}
@@ -43,17 +51,18 @@ def labelled(
     >>> first.desirable, second.desirable, first.mismatched.input_ids == [ord("A"), ord("b"), 0]
     (True, False, True)
     """
+    who = "labelled"
+    limits = Limits(max_length, max_prompt_length, truncation_mode)
+    limits.check(who)
     rows = rows if isinstance(rows, Sized) else list(rows)
-    labels = [_label(f"labelled: {place(rows, i)}", row) for i, row in enumerate(rows)]
-    tokens = completions(rows, tokenizer, max_length=max_length)
-    prompts = [_split(one)[0] for one in tokens]
-    others = _next_with_another_prompt(prompts)
-    made = []
-    for i, other in enumerate(others):
-        answer = _split(tokens[other])[1]
-        ids, mask = prompts[i] + answer.input_ids, [False] * len(prompts[i]) + answer.loss_mask
-        made.append(Labelled(tokens[i], labels[i], Tokens(ids[:max_length], mask[:max_length])))
-    return made
+    labels = [_label(f"{who}: {place(rows, i)}", row) for i, row in enumerate(rows)]
+    items = completion_items(who, rows)
+    encoded = sequence_tokens(tokenizer, items)
+    places = [item.place for item in items]
+    own = truncated(who, limits, places, encoded)
+    others = truncated(who, limits, places, _mismatched(encoded), what="mismatched sequences")
+    made = zip(own, labels, others, strict=True)
+    return [Labelled(Tokens(*tokens), label, Tokens(*mismatched)) for tokens, label, mismatched in made]
 
 
 def _label(where: str, row: Any) -> bool:
@@ -68,10 +77,15 @@ def _label(where: str, row: Any) -> bool:
     return bool(label)
 
 
-def _split(tokens: Tokens) -> tuple[list[int], Tokens]:
-    """What stands before the first trained token, and the rest."""
-    first = tokens.loss_mask.index(True)
-    return tokens.input_ids[:first], Tokens(tokens.input_ids[first:], tokens.loss_mask[first:])
+def _mismatched(sequences: Sequence[Encoded]) -> list[Encoded]:
+    """Each prompt before the answer of the next row that has another one."""
+    firsts = [mask.index(True) for _, mask in sequences]
+    prompts = [ids[:first] for (ids, _), first in zip(sequences, firsts, strict=True)]
+    made = []
+    for prompt, other in zip(prompts, _next_with_another_prompt(prompts), strict=True):
+        ids, mask = sequences[other]
+        made.append((prompt + ids[firsts[other] :], [False] * len(prompt) + mask[firsts[other] :]))
+    return made
 
 
 def _next_with_another_prompt(prompts: Sequence[list[int]]) -> list[int]:

@@ -11,6 +11,7 @@ from rlloss.loop.batch import Batch, collate
 from rlloss.loop.data import Pair, Tokens
 from rlloss.loop.labelled import Labelled
 from rlloss.loop.objective import objective_of
+from rlloss.loop.reference_cache import ref_logprobs_of
 from rlloss.loop.run import RunOptions, example_order, run_steps
 from rlloss.loop.session import Session
 from rlloss.losses.kto import kto_kl
@@ -72,7 +73,10 @@ def evaluate_offline(
 
 
 def offline_batch(session: Session, examples: Sequence[Example], loss_fn: Loss) -> Batch:
-    """Examples as one batch, with the reference's log-probs and KTO's KL where the loss needs them."""
+    """Examples as one batch, with the reference's log-probs and KTO's KL where the loss needs them.
+
+    Log-probs that `with_ref_logprobs` has attached are taken; else the session's reference is asked.
+    """
     wanted = _EXAMPLES.get(loss_fn.family)
     if wanted is None:
         raise ValueError(
@@ -89,11 +93,11 @@ def offline_batch(session: Session, examples: Sequence[Example], loss_fn: Loss) 
         rows += _rows(example)
     batch = collate(rows, rows_per_example=objective_of(loss_fn).rows_per_example)
     if loss_fn.needs_reference:
-        batch.fields["ref_logprobs"] = session.logprobs(batch, reference=True)
+        batch.fields["ref_logprobs"] = _ref_logprobs(session, rows, batch)
     labelled = [example for example in examples if isinstance(example, Labelled)]
     if labelled:
         batch.fields["desirable"] = torch.tensor([example.desirable for example in labelled])
-        batch.fields["kl"] = _mismatch_kl(session, collate([example.mismatched for example in labelled]))
+        batch.fields["kl"] = _mismatch_kl(session, [example.mismatched for example in labelled])
     return batch
 
 
@@ -103,8 +107,15 @@ def _rows(example: Example) -> list[Tokens]:
     return [example.tokens if isinstance(example, Labelled) else example]
 
 
-def _mismatch_kl(session: Session, batch: Batch) -> Tensor:
+def _ref_logprobs(session: Session, rows: Sequence[Tokens], batch: Batch) -> Tensor:
+    cached = ref_logprobs_of(rows, batch)
+    return session.logprobs(batch, reference=True) if cached is None else cached
+
+
+def _mismatch_kl(session: Session, rows: Sequence[Tokens]) -> Tensor:
+    batch = collate(rows)
     policy, ref = (
-        sequence_logps(session.logprobs(batch, reference=reference), batch.loss_mask) for reference in (False, True)
+        sequence_logps(logprobs, batch.loss_mask)
+        for logprobs in (session.logprobs(batch), _ref_logprobs(session, rows, batch))
     )
     return kto_kl(Mean.of(policy - ref, batch.loss_mask.any(-1)))

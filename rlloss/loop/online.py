@@ -19,7 +19,7 @@ from rlloss.loop.session import Session
 from rlloss.output import merge_metrics, scalars
 from rlloss.protocol import Loss
 
-__all__ = ["evaluate_online", "rollout", "train_online"]
+__all__ = ["evaluate_online", "rollout", "sampled_scores", "train_online"]
 
 Advantages = Callable[[Tensor, Tensor], Tensor] | ShapedAdvantages
 
@@ -146,10 +146,18 @@ def evaluate_online(
 
     It draws from a generator of its own: an evaluation leaves the run's random numbers alone.
     """
+    rewards = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
+    scores, texts = sampled_scores(session, prompts, rewards, max_new_tokens, seed)
+    return float(scores.total.mean()), texts
+
+
+def sampled_scores(
+    session: Session, prompts: Sequence[Prompt], rewards: Rewards, max_new_tokens: int, seed: int
+) -> tuple[Scores, list[str]]:
+    """What one sampled completion per prompt earned, in all and by each function, and the completions."""
     generator = torch.Generator(session.device).manual_seed(seed)
     drawn = session.sample([p.ids for p in prompts], max_new_tokens=max_new_tokens, generator=generator)
-    scores, texts = _scored(session, prompts, drawn, rewards if isinstance(rewards, Rewards) else Rewards(rewards))
-    return float(scores.total.mean()), texts
+    return _scored(session, prompts, drawn, rewards)
 
 
 def _scored(

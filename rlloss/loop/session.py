@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from rlloss._checks import check_count, check_range
 from rlloss.loop.batch import Batch, micro_batches
 from rlloss.loop.checkpoint import read_checkpoint, write_checkpoint
+from rlloss.loop.modes import gradient_mode
 from rlloss.loop.objective import Objective, check_batch, check_language_model, objective_of, outputs_of
 from rlloss.loop.optimizer import adamw, check_optimizer, clipped_apart, trainable_parameters
+from rlloss.loop.padding_free import check_padding_free
+from rlloss.loop.peft import WithoutAdapters
 from rlloss.loop.sampling import Completion, sample
 from rlloss.loop.scalar_folder import save_scalar_model
 from rlloss.loop.scoring import score
@@ -43,13 +46,15 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module
 class Session:
     """One policy under training: `sample`, `forward_backward`, `optim_step`, `save_state` and `load_state`.
 
-    The policy stays in eval mode: dropout would make the ratio differ from 1 at the first update for no reason.
+    The policy stays in eval mode: dropout would make the ratio differ from 1 at the first update for no reason. Layers
+    for which transformers' checkpointing is on compute their activations again in the backward.
 
     Args:
         model: Any Hugging Face causal LM; parameters with `requires_grad=False` stay frozen. A `ScalarModel` makes it
             the session of a reward model.
         tokenizer: Its tokenizer: end-of-sequence, padding, and text for reward functions.
-        reference: The frozen model of KL terms and preference losses: `frozen_copy(model)`, or None.
+        reference: The frozen model of KL terms and preference losses: `frozen_copy(model)`, or `WithoutAdapters(model)`
+            of a PEFT model, or None.
         critic: The value function of losses that need one: `ScalarModel(model)` is a head on the policy's trunk, which
             one forward then serves; `ScalarModel(copy.deepcopy(model))` has a trunk of its own.
         learning_rate: Of AdamW with betas (0.9, 0.95) and no weight decay, where `optimizer` is None.
@@ -62,6 +67,9 @@ class Session:
         sample_rows: Completions that are decoded at once.
         autocast_dtype: Runs forward passes under autocast, over the model's own master weights.
         sampling_dtype: Samples from a copy in this dtype, refreshed after every step.
+        padding_free: Lays the rows of a micro-batch end to end for the model, without padding, where attention that
+            reads positions keeps them apart: less work with flash attention, more with `sdpa` and `eager`.
+        dropout: Drops out where a gradient is made, as the model's layers (or its adapters) say.
         seed: Of the sampler's generator.
     """
 
@@ -82,6 +90,8 @@ class Session:
         sample_rows: int = 512,
         autocast_dtype: torch.dtype | None = None,
         sampling_dtype: torch.dtype | None = None,
+        padding_free: bool = False,
+        dropout: bool = False,
         seed: int = 0,
     ) -> None:
         for name, number in {"max_grad_norm": max_grad_norm, "temperature": temperature}.items():
@@ -105,9 +115,13 @@ class Session:
         self.scheduler = None if scheduler is None else scheduler(optimizer)
         self.max_grad_norm, self.temperature = max_grad_norm, temperature
         self.micro_batch_tokens, self.sample_rows = micro_batch_tokens, sample_rows
-        self.autocast_dtype, self.sampling_dtype = autocast_dtype, sampling_dtype
+        self.autocast_dtype, self.sampling_dtype, self.dropout = autocast_dtype, sampling_dtype, dropout
         self.device = next(model.parameters()).device
         self.generator = torch.Generator(self.device).manual_seed(seed)
+        self.padding_free = padding_free
+        if padding_free:
+            with self._autocast():
+                check_padding_free(model)
         self.step = 0
         self._tracked: dict[str, nn.Module] = {}
         self._sampler: nn.Module | None = None
@@ -140,6 +154,9 @@ class Session:
         model = self.reference if reference else self.model
         if model is None:
             raise ValueError("Session: needs a reference, got None; pass Session(..., reference=frozen_copy(model))")
+        if isinstance(model, WithoutAdapters):
+            with model.model.disable_adapter():
+                return self._waist(model.model, batch, ("logprobs",))["logprobs"].cpu()
         return self._waist(model, batch, ("logprobs",))["logprobs"].cpu()
 
     def values(self, batch: Batch) -> Tensor:
@@ -166,10 +183,11 @@ class Session:
         """
         objective = self._objective(batch, loss_fn)
         parts = micro_batches(batch, self.micro_batch_tokens)
-        if loss_fn.exactness == "sum" or len(parts) == 1:
-            outputs = self._backward_in_parts(batch, loss_fn, objective, parts)
-        else:
-            outputs = [self._backward_through_waist(batch, loss_fn, objective, parts)]
+        with gradient_mode(self.model, self.critic, dropout=self.dropout):
+            if loss_fn.exactness == "sum" or len(parts) == 1:
+                outputs = self._backward_in_parts(batch, loss_fn, objective, parts)
+            else:
+                outputs = [self._backward_through_waist(batch, loss_fn, objective, parts)]
         loss = torch.stack([out.loss.detach() for out in outputs]).sum()
         return float(loss), merge_metrics(out.metrics for out in outputs)
 
@@ -300,7 +318,7 @@ class Session:
 
     def _score(self, model: nn.Module, batch: Batch, outputs: Sequence[str]) -> dict[str, Tensor]:
         with self._autocast():
-            return score(model, self.critic, batch, outputs, self.temperature)
+            return score(model, self.critic, batch, outputs, self.temperature, padding_free=self.padding_free)
 
     def _saved_modules(self) -> dict[str, nn.Module]:
         """What a checkpoint holds of modules; a trunk that the critic shares is the model's."""
