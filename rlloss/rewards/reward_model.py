@@ -1,0 +1,129 @@
+"""A trained reward model as a reward function."""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlloss._checks import check_count, check_flag, nearest
+from rlloss.rewards.readers import reader_of
+from rlloss.rewards.reward import Columns, Reward
+
+__all__ = ["RewardModel"]
+
+_WHO = "reward_model"
+
+
+class RewardModel(Reward):
+    """The score that a reward model gives a prompt with its completion; any real number, as it was trained.
+
+    A prompt of messages is written by the chat template, where the tokenizer has one, with the completion as the
+    assistant's turn. Anything else is the tokens of the prompt, those of the completion and an end of sequence: the
+    form in which `rlloss.loop.pairs` trains. A tokenizer with a CLS token (BERT's kind) makes a pair of texts of them,
+    and the completion alone where the prompt is empty.
+
+    The score is read at the row's last token, that of a `ScalarModel` at the last one that it was trained on, however
+    the batch is padded and whatever the padding token is. It is proved when the reward is made.
+
+    Args:
+        model: The folder or hub name of a sequence classifier of transformers, a folder that
+            `rlloss.loop.load_scalar_model` reads, or such a model; put in eval mode and never trained.
+        tokenizer: The model's own; the folder's where None.
+        batch_size: Rows per forward pass; those of similar length go together.
+        label: Which output is the score, where there are several: its name in `config.id2label`, or its number.
+        append_eos: False for a model that was trained on texts without an end of sequence.
+        quantization: Of a model that is loaded here, options of transformers' BitsAndBytesConfig:
+            `{"load_in_4bit": True}`.
+        device: Where the model goes. None leaves a model where it is, and takes a folder to the GPU where there is one.
+    """
+
+    __name__ = _WHO
+
+    def __init__(
+        self,
+        *,
+        model: str | Path | nn.Module | None = None,
+        tokenizer: Any = None,
+        batch_size: int = 16,
+        label: int | str | None = None,
+        append_eos: bool = True,
+        quantization: Mapping[str, Any] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if model is None:
+            raise ValueError(
+                f"{_WHO}: needs a model, got None; pass get_reward('reward_model', model='folder or hub name') or a "
+                "loaded one with its tokenizer"
+            )
+        if isinstance(model, nn.Module) and tokenizer is None:
+            raise ValueError(f"{_WHO}: a loaded {type(model).__name__} needs its tokenizer, got None; pass tokenizer=")
+        check_count(_WHO, "batch_size", batch_size)
+        check_flag(_WHO, "append_eos", append_eos)
+        self.model: Any = _loaded(model, quantization, device).eval()
+        self.tokenizer = _tokenizer(model) if tokenizer is None else tokenizer
+        self.batch_size, self.label, self.append_eos = batch_size, label, append_eos
+        self.quantization, self.device = quantization, None if device is None else str(device)
+        self._reader = reader_of(self.model, self.tokenizer, label=label, append_eos=append_eos)
+
+    @torch.no_grad()
+    def scores(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> list[float]:
+        """One number per completion."""
+        rows = [self._reader.row(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        longest_first = sorted(range(len(rows)), key=lambda i: -self._reader.length(rows[i]))
+        scores = torch.zeros(len(rows), dtype=torch.float64)
+        for chunk in torch.tensor(longest_first, dtype=torch.long).split(self.batch_size):
+            if len(chunk):
+                scores[chunk] = self._reader.scores([rows[i] for i in chunk.tolist()]).double().cpu()
+        return scores.tolist()
+
+
+def _tokenizer(source: str | Path | nn.Module) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source)
+
+
+def _loaded(
+    source: str | Path | nn.Module, quantization: Mapping[str, Any] | None, device: str | torch.device | None
+) -> nn.Module:
+    if isinstance(source, nn.Module):
+        if quantization is not None:
+            raise ValueError(f"{_WHO}: quantization is for a model that is loaded here; load yours quantised")
+        return source if device is None else source.to(device)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if quantization is None:
+        return _from_folder(source, {}).to(place)
+    return _from_folder(source, {"quantization_config": _quantized(quantization), "device_map": {"": place}})
+
+
+def _from_folder(source: str | Path, options: dict[str, Any]) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from rlloss.loop.scalar_folder import load_scalar_model
+
+    architectures = AutoConfig.from_pretrained(source).architectures or ["model of an unknown kind"]
+    if not any("SequenceClassification" in name for name in architectures):
+        try:
+            return load_scalar_model(source, **options)
+        except ValueError as error:
+            raise ValueError(f"{_WHO}: {source} is a {architectures[0]}, no sequence classifier; {error}") from error
+    model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **options)
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{_WHO}: {source} has no weights for {sorted(info['missing_keys'])}, which would be drawn at random; pass "
+            "a model that was trained to score"
+        )
+    return model
+
+
+def _quantized(options: Mapping[str, Any]) -> Any:
+    from transformers import BitsAndBytesConfig
+
+    known = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
+    for name in options:
+        if name not in known:  # transformers would drop it without a word
+            raise ValueError(f"{_WHO}: quantization has no option {name!r}{nearest(name, known)}; known: {known}")
+    return BitsAndBytesConfig(**options)
