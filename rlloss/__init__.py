@@ -18,6 +18,7 @@ from rlloss.losses.dpo import DPOLoss
 from rlloss.losses.dr_grpo import DrGRPOLoss
 from rlloss.losses.grpo import GRPOLoss
 from rlloss.losses.gspo import GSPOLoss
+from rlloss.losses.importance_sampling import ImportanceSamplingLoss
 from rlloss.losses.ipo import IPOLoss
 from rlloss.losses.kto import KTOLoss, kto_kl
 from rlloss.losses.ppo import PPOLoss
@@ -73,6 +74,7 @@ __all__ = [
     "GRPOLoss",
     "GSPOLoss",
     "IPOLoss",
+    "ImportanceSamplingLoss",
     "KTOLoss",
     "PPOLoss",
     "REINFORCELoss",
@@ -140,21 +142,28 @@ __all__ = [
     "merge_metrics",
     "scalars",
     "waist_gradient",
-    # the loop (imports transformers, datasets and safetensors when first touched)
+    # the loop and the trainer above it (import transformers, datasets and safetensors when first touched)
     "Session",
+    "create_rl_trainer",
     "train_offline",
     "train_online",
 ]
 
-_LOOP = ("Session", "train_offline", "train_online")
+_LAZY = {
+    "Session": "rlloss.loop",
+    "create_rl_trainer": "rlloss.trainer",
+    "train_offline": "rlloss.loop",
+    "train_online": "rlloss.loop",
+}
 
 if TYPE_CHECKING:
     from rlloss.loop import Session, train_offline, train_online
+    from rlloss.trainer import create_rl_trainer
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LOOP:
-        return getattr(importlib.import_module("rlloss.loop"), name)
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'rlloss' has no attribute {name!r}")
 
 

@@ -1,0 +1,158 @@
+"""The models of a run, loaded as users name them: policy, reference, critic; adapters, 4 and 8 bits, checkpointing."""
+
+import copy
+import importlib.util
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlloss._checks import nearest
+from rlloss.loop.peft import WithoutAdapters
+from rlloss.loop.session import frozen_copy
+from rlloss.scalar import ScalarModel
+from rlloss.trainer.algorithms import WHO, Algorithm
+
+__all__ = ["Models", "bits_and_bytes", "device_of", "load_models", "needs_package"]
+
+
+@dataclass
+class Models:
+    """What a session is made of."""
+
+    model: Any
+    tokenizer: Any
+    reference: nn.Module | None
+    critic: ScalarModel | None
+
+
+def load_models(
+    algorithm: Algorithm, source: str | Path | nn.Module, tokenizer: Any, values: Mapping[str, Any], reference: bool
+) -> Models:
+    """The policy (or reward model) of `source`, and what the algorithm needs beside it."""
+    if tokenizer is None:
+        if isinstance(source, nn.Module):
+            raise ValueError(f"{WHO}: a loaded {type(source).__name__} needs its tokenizer, got None; pass tokenizer=")
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    quantization, use_peft = values["quantization"], values["use_peft"] or values["peft_config"] is not None
+    if quantization and not use_peft:
+        raise ValueError(
+            f"{WHO}: quantization={dict(quantization)} freezes the weights, and nothing would train; add "
+            "use_peft=True, whose adapters do"
+        )
+    model = _language_model(source, values["torch_dtype"], quantization)
+    if use_peft:
+        model = _adapted(model, values)
+    if values["use_gradient_checkpointing"]:
+        _checkpoint(model)
+    given = values.get("reference")
+    of_reference = _reference(source, model, values) if reference or given is not None else None
+    critic = None
+    if algorithm.kind == "critic":
+        critic = _critic(model, values)
+    if algorithm.kind == "reward" and not isinstance(model, ScalarModel):
+        model = ScalarModel(model, bias=False)
+    return Models(model, tokenizer, of_reference, critic)
+
+
+def _critic(model: Any, values: Mapping[str, Any]) -> ScalarModel:
+    if values["critic"] is None:
+        return ScalarModel(model if values["shared_trunk"] else copy.deepcopy(model))
+    if values["shared_trunk"] or not isinstance(values["critic"], ScalarModel):
+        raise ValueError(
+            f"{WHO}: critic must be a rlloss.ScalarModel and says itself whether it shares the policy's trunk, got "
+            f"{type(values['critic']).__name__} with shared_trunk={values['shared_trunk']}"
+        )
+    return values["critic"]
+
+
+def device_of() -> torch.device:
+    """Where models that are loaded here go."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def bits_and_bytes(options: Mapping[str, Any]) -> Any:
+    """`{"load_in_4bit": True}` and other options of transformers' BitsAndBytesConfig, whose words are checked."""
+    from transformers import BitsAndBytesConfig
+
+    known = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
+    for name in options:
+        if name not in known:  # transformers would drop it without a word
+            raise ValueError(f"{WHO}: quantization has no option {name!r}{nearest(name, known)}; known: {known}")
+    needs_package("bitsandbytes", f"quantization={dict(options)}", "quantization")
+    return BitsAndBytesConfig(**options)
+
+
+def needs_package(package: str, parameter: str, extra: str) -> None:
+    """Raises ImportError, with the command that installs it, where an optional package is not there."""
+    if importlib.util.find_spec(package) is None:
+        raise ImportError(f'{WHO}: {parameter} needs {package}, which is not installed: pip install "rlloss[{extra}]"')
+
+
+def _language_model(
+    source: str | Path | nn.Module, dtype: str | torch.dtype | None, quantization: Mapping[str, Any] | None
+) -> Any:
+    if isinstance(source, nn.Module):
+        if quantization or dtype:
+            raise ValueError(f"{WHO}: torch_dtype and quantization are for a model that is loaded here; load yours so")
+        return source
+    options: dict[str, Any] = {"dtype": _dtype(dtype)}
+    if quantization:
+        options |= {"quantization_config": bits_and_bytes(quantization), "device_map": {"": device_of()}}
+        return AutoModelForCausalLM.from_pretrained(source, **options)
+    model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
+    return model.to(device_of())
+
+
+def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    if dtype is None:
+        return torch.float32
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"{WHO}: torch_dtype must be a torch.dtype or its name, such as 'bfloat16', got {dtype!r}")
+    return found
+
+
+def _adapted(model: Any, values: Mapping[str, Any]) -> Any:
+    needs_package("peft", "use_peft=True", "peft")
+    import peft
+
+    modules, config = values["lora_target_modules"], values["peft_config"]
+    if config is None:
+        config = peft.LoraConfig(
+            r=values["lora_r"],
+            lora_alpha=values["lora_alpha"],
+            lora_dropout=values["lora_dropout"],
+            target_modules="all-linear" if modules is None else modules,
+            task_type="CAUSAL_LM",
+        )
+    if values["quantization"]:
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return peft.get_peft_model(model, config)
+
+
+def _checkpoint(model: Any) -> None:
+    model = model.backbone if isinstance(model, ScalarModel) else model
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _reference(source: str | Path | nn.Module, model: Any, values: Mapping[str, Any]) -> nn.Module:
+    quantization, given = values["reference_quantization"], values["reference"]
+    if given is not None:
+        if isinstance(given, nn.Module) and {id(p) for p in given.parameters()} & {
+            id(p) for p in model.parameters() if p.requires_grad
+        }:
+            raise ValueError(f"{WHO}: the reference shares trainable parameters with the policy; pass a frozen copy")
+        loaded = isinstance(given, nn.Module)
+        return _language_model(given, None if loaded else values["torch_dtype"], quantization).requires_grad_(False)
+    if quantization is None:
+        return WithoutAdapters(model) if hasattr(model, "disable_adapter") else frozen_copy(model)
+    if isinstance(source, nn.Module):
+        raise ValueError(f"{WHO}: reference_quantization loads the model a second time; pass its name, not a module")
+    return _language_model(source, values["torch_dtype"], quantization).requires_grad_(False)

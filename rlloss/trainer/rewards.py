@@ -1,0 +1,124 @@
+"""The rewards of a run, as users name them: functions, their names, a reward model, or one that is trained first."""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlloss._checks import check_count
+from rlloss.loop.batch import Batch, collate
+from rlloss.loop.data import Tokens
+from rlloss.loop.rewards import RewardFunction, Rewards
+from rlloss.loop.scalar_folder import save_scalar_model
+from rlloss.loop.session import Session, frozen_copy
+from rlloss.losses.value import ValueLoss
+from rlloss.rewards.registry import get_reward
+from rlloss.rewards.reward_model import RewardModel
+from rlloss.scalar import ScalarModel
+from rlloss.trainer.algorithms import WHO
+from rlloss.trainer.models import Models, device_of
+
+__all__ = ["rewards_of"]
+
+_WAYS = (
+    "reward_functions=[a function, or names such as 'length' and 'sentiment'], reward_model_name='folder or hub name', "
+    "or train_custom_reward_model=True with reward_training_texts and reward_functions"
+)
+
+
+def rewards_of(values: Mapping[str, Any], models: Models) -> Rewards:
+    """The reward functions of an online run; a ValueError names the three ways to give one."""
+    named = [values[name] for name in ("reward_model_name", "reward_model_path") if values[name] is not None]
+    if len(named) > 1:
+        raise ValueError(f"{WHO}: reward_model_name and reward_model_path name one model; give one")
+    if values["train_custom_reward_model"]:
+        if named:
+            raise ValueError(f"{WHO}: train_custom_reward_model makes the reward model, and {named[0]!r} names one")
+        return Rewards([RewardModel(model=_trained(values, models))])  # it was trained on texts: no family to share
+    functions = [_function(f, models) for f in _listed(values["reward_functions"])]
+    functions += [_scored_by(source, values, models) for source in named]
+    if not functions:
+        raise ValueError(f"{WHO}: an online algorithm needs a reward; pass {_WAYS}")
+    weights = values["reward_function_weights"]
+    if weights is not None and named and len(weights) == len(functions) - 1:
+        weights = [*weights, 1.0]
+    return Rewards(functions, weights)
+
+
+def _listed(given: Any) -> list[Any]:
+    if given is None:
+        return []
+    return [given] if isinstance(given, str) or callable(given) else list(given)
+
+
+def _function(given: str | RewardFunction, models: Models) -> RewardFunction:
+    if not isinstance(given, str):
+        return given
+    if given == "coherence":  # under the policy as it is before training
+        return get_reward(given, model=frozen_copy(models.model), tokenizer=models.tokenizer)
+    return get_reward(given)
+
+
+def _scored_by(source: str | Path, values: Mapping[str, Any], models: Models) -> RewardModel:
+    model = RewardModel(model=source, quantization=values["reward_model_quantization"])
+    if not values["reward_on_text"] and not _same_tokenizer(model.tokenizer, models.tokenizer):
+        raise ValueError(
+            f"{WHO}: the reward model {str(source)!r} ({type(model.tokenizer).__name__}, {len(model.tokenizer)} "
+            f"tokens) and the policy ({type(models.tokenizer).__name__}, {len(models.tokenizer)} tokens) are of "
+            "different families: their tokenizers differ. Take a reward model of the policy's family, or pass "
+            "reward_on_text=True, which scores the decoded text"
+        )
+    return model
+
+
+def _same_tokenizer(first: Any, second: Any) -> bool:
+    """One family: the same tokens under the same numbers, added ones aside."""
+    vocabularies = [
+        {token: number for token, number in t.get_vocab().items() if token not in t.get_added_vocab()}
+        for t in (first, second)
+    ]
+    return vocabularies[0] == vocabularies[1]
+
+
+def _trained(values: Mapping[str, Any], models: Models) -> Path:
+    """The folder of a regression head on a causal LM that has learned what the reward functions say of the texts."""
+    needed = ("reward_training_texts", "reward_functions", "reward_training_base_model", "reward_training_output_dir")
+    missing = [name for name in needed if values[name] is None]
+    if missing:
+        raise ValueError(f"{WHO}: train_custom_reward_model=True needs {', '.join(missing)}, got None")
+    check_count(WHO, "reward_training_steps", values["reward_training_steps"])
+    texts: Sequence[str] = values["reward_training_texts"]
+    base = values["reward_training_base_model"]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    functions = [_function(f, models) for f in _listed(values["reward_functions"])]
+    rewards = Rewards(functions, values["reward_function_weights"])
+    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    targets = rewards([""] * len(texts), texts, {"completion_ids": ids}).total
+    torch.manual_seed(values["seed"])
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = model.to(device_of())
+    critic = ScalarModel(model)
+    session = Session(model, tokenizer, critic=critic, learning_rate=1e-5, critic_learning_rate=1e-3)
+    order = random.Random(values["seed"])
+    for _ in range(values["reward_training_steps"]):
+        chosen = order.sample(range(len(texts)), min(8, len(texts)))
+        batch = _regression(
+            [Tokens(ids[i][: values["max_seq_length"]], []) for i in chosen], targets[torch.tensor(chosen)]
+        )
+        session.forward_backward(batch, ValueLoss(value_clip=None))
+        session.optim_step()
+    folder = save_scalar_model(critic, values["reward_training_output_dir"])
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _regression(rows: Sequence[Tokens], targets: torch.Tensor) -> Batch:
+    """One target per row, for the value after its last token."""
+    batch = collate([Tokens(row.input_ids, [False] * len(row.input_ids)) for row in rows])
+    last = batch.lengths[:, None] - 1
+    batch.loss_mask = torch.zeros_like(batch.loss_mask).scatter(1, last, True)
+    batch.fields["returns"] = torch.zeros(batch.loss_mask.shape).masked_scatter(batch.loss_mask, targets)
+    return batch
