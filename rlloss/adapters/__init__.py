@@ -1,0 +1,1 @@
+"""Other systems' interfaces, spoken in their words over this library's losses and loop."""
