@@ -158,6 +158,45 @@ def test_reward_model(monkeypatch, tmp_path, capsys, chat_model):
     assert "  chosen: " in printed
 
 
+WORDS = ["once", "upon", "a", "time", "there", "was", "dog", "cat", "good", "bad", "happy", "sad", "love", "hate"]
+
+
+@pytest.fixture
+def story_model(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({s: i for i, s in enumerate(["<pad>", "<eos>", *WORDS])}, "<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=16,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "s")
+    fast.save_pretrained(tmp_path / "s")
+    return tmp_path / "s"
+
+
+def test_rlhf(monkeypatch, tmp_path, capsys, story_model):
+    pytest.importorskip("vaderSentiment")
+    stories = [{"text": " ".join(WORDS[(i * j + j) % 14] for j in range(20))} for i in range(96)]
+    data, steps = written(tmp_path / "stories.jsonl", stories), ("--sft-steps", 2, "--reward-steps", 2)
+    options = ("--model", story_model, "--data", data, *steps, "--ppo-steps", 2, "--ppo-batch-size", 8)
+    run(monkeypatch, "rlhf.py", *options, "--pairs", 24, "--folder", tmp_path / "run")
+    printed = capsys.readouterr().out
+    stages = (
+        r"1\. .*held-out nll .*\n2\. .* from \d+ annotated pairs.* ranked rightly .*\n3\. .*KL to the start .* opinion"
+    )
+    assert re.search(stages, printed, re.DOTALL)
+    for stage in ("sft", "reward", "ppo"):
+        assert len((tmp_path / "run" / stage / "metrics.jsonl").read_text().splitlines()) == 2
+        assert list((tmp_path / "run" / stage / "model").glob("*.safetensors"))
+
+
 def test_examples_are_short():
     for path in EXAMPLES.glob("*.py"):
         assert len(path.read_text().splitlines()) <= 150, path.name
