@@ -7,6 +7,8 @@ that no stage has seen; what the annotator thinks of their continuations is prin
     python examples/rlhf.py                                                       # from the Hugging Face hub
     python examples/rlhf.py --model path/to/folder --data stories.jsonl           # your own: a column `text`
 
+The learning rate is for SmolLM2-135M; a model of a million parameters wants ten times as much (`--learning-rate 1e-4`).
+
 Wants `pip install "rlloss[examples,rewards]"`.
 """
 
@@ -92,7 +94,7 @@ def main() -> None:
     parser.add_argument("--reward-steps", type=int, default=60)
     parser.add_argument("--ppo-steps", type=int, default=60)
     parser.add_argument("--ppo-batch-size", type=int, default=64, help="stories per step")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of all stages; PPO takes a third")
+    parser.add_argument("--learning-rate", type=float, default=1e-5, help="reward model and critic x 10, PPO / 3")
     parser.add_argument("--kl-coef", type=float, default=0.05)
     parser.add_argument("--bf16", action="store_true", help="forward passes under autocast")
     parser.add_argument("--seed", type=int, default=0)

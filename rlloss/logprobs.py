@@ -1,20 +1,27 @@
 """The waist: per-token log-probs and their kin, from logits or straight from hidden states and a head."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from rlloss_kernels import STATISTICS, linear_statistics, logits_statistics, statistics_dtype
+from rlloss_kernels import STATISTICS, kept_logits, linear_statistics, logits_statistics, statistics_dtype
 from torch import Tensor
 
-from rlloss._checks import check_choice, check_device, check_full_precision, check_mask, nearest
+from rlloss._checks import check_choice, check_full_precision
+from rlloss._scoring import (
+    check_bytes,
+    check_head,
+    check_positive,
+    check_scored,
+    check_vocab_size,
+    kept_that_count,
+    token_temperature,
+)
 from rlloss._typing import Bool, Float, Int
 from rlloss.reduce import sequence_mean, sequence_sum
 
 __all__ = ["TokenStats", "linear_logprobs", "sequence_logps", "sequence_mean_logps", "token_logprobs"]
-
-_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
-
 
 _ABSENT: Any = None  # typed as a tensor: what was asked for needs no narrowing by type checkers
 
@@ -38,7 +45,10 @@ def token_logprobs(
     *,
     temperature: float | Float[Tensor, "..."] = 1.0,
     loss_mask: Bool[Tensor, "*tokens"] | None = None,
+    vocab_size: int | None = None,
+    kept_ids: Int[Tensor, "*tokens K"] | None = None,
     outputs: Sequence[str] = ("logprobs",),
+    scratch_bytes: int | None = None,
 ) -> TokenStats:
     """Log-probs of `ids` under softmax(logits / temperature): row i of the logits is scored against `ids[i]`.
 
@@ -50,19 +60,32 @@ def token_logprobs(
         ids: What each row is scored against; `rlloss.shift` makes them.
         temperature: A number, or a tensor `[*tokens]`, `[B]` or `[]`; it carries no gradient.
         loss_mask: False gives 0, with gradient 0, whatever stands in that row of `logits` and `ids`, at no cost.
+        vocab_size: How many of the columns are tokens, where a head is padded to a round number.
+        kept_ids: The ids that a sampler with top-k, top-p or min-p had kept, each once; below 0 for none. The softmax
+            is over these alone, and an id that is not among them has log-prob -inf.
         outputs: Names of the statistics wanted.
+        scratch_bytes: Bound of the memory for tiles; a good size for a CPU's caches where None.
 
     >>> token_logprobs(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1])).logprobs
     tensor([-0.6931, -0.6931])
     """
     who = "token_logprobs"
-    _check_scored(who, "logits", logits, ids, loss_mask, outputs)
+    check_scored(who, "logits", logits, ids, loss_mask, outputs, STATISTICS)
+    check_vocab_size(who, vocab_size, logits.shape[-1])
+    check_bytes(who, scratch_bytes=scratch_bytes)
+    places = ids
+    if kept_ids is not None:
+        kept_ids = kept_that_count(who, kept_ids, ids, loss_mask, outputs)
+        logits = logits.gather(-1, kept_ids.clamp(min=0).long()).masked_fill(kept_ids < 0, -math.inf)
+        logits, places, vocab_size = *_among(logits, kept_ids, ids), None
     statistics = logits_statistics(
         logits,
-        ids,
+        places,
         loss_mask=loss_mask,
-        temperature=_token_temperature(who, temperature, ids, logits),
+        temperature=token_temperature(who, temperature, ids, statistics_dtype(logits.dtype)),
+        vocabulary=vocab_size,
         outputs=outputs,
+        scratch_bytes=scratch_bytes,
     )
     return _stats(statistics, ids, outputs)
 
@@ -77,16 +100,21 @@ def linear_logprobs(
     softcap: float | None = None,
     logit_scale: float = 1.0,
     loss_mask: Bool[Tensor, "*tokens"] | None = None,
+    vocab_size: int | None = None,
+    kept_ids: Int[Tensor, "*tokens K"] | None = None,
     outputs: Sequence[str] = ("logprobs",),
     impl: str = "auto",
+    scratch_bytes: int | None = None,
+    cache_bytes: int = 0,
 ) -> TokenStats:
     """Log-probs of `ids` under a head on `hidden`, without the logits: row i is scored against `ids[i]`.
 
     logits = softcap * tanh(logit_scale * (hidden @ weight.T + bias) / softcap) / temperature
 
     Unlike `token_logprobs(head(hidden), ids)`, it never holds more than a tile of logits, in float32 where the head
-    would round them to the dtype of its weight. A weight or hidden that needs no gradient costs none. Inside
-    `torch.autocast` the tensors keep their own dtypes.
+    would round them to the dtype of its weight; on a CPU, which rounds every bfloat16 product, they are centred first,
+    which leaves errors below 2e-3 nats. A weight or hidden that needs no gradient costs none, and under a frozen head
+    log-probs need two products in all. Inside `torch.autocast` the tensors keep their own dtypes.
 
     Args:
         hidden: `[B, T, H]` or `[N, H]`, what the head reads.
@@ -97,8 +125,12 @@ def linear_logprobs(
         softcap: The bound c of c * tanh(logits / c), as in Gemma 2.
         logit_scale: Cohere's `logit_scale`; the inverse of Granite's `logits_scaling`.
         loss_mask: False gives 0, with gradient 0, whatever stands in that row of `hidden` and `ids`, at no cost.
+        vocab_size: How many rows of the weight are tokens, where it is padded to a round number.
+        kept_ids: As for `token_logprobs`; only these logits are ever made.
         outputs: Names of the statistics wanted.
         impl: "tiled" is plain PyTorch, for every device; "auto" chooses.
+        scratch_bytes: Bound of the memory for tiles, beside a few numbers per row of `hidden`; a good size where None.
+        cache_bytes: What the forward pass may keep of its tiles, so that the backward pass need not make them again.
 
     >>> hidden, weight = torch.zeros(1, 4, 8), torch.ones(5, 8)
     >>> linear_logprobs(hidden, weight, torch.tensor([[0, 1, 2, 3]]), outputs=["entropy"]).entropy
@@ -106,21 +138,31 @@ def linear_logprobs(
     """
     who = "linear_logprobs"
     check_choice(who, "impl", impl, ("auto", "tiled"))
-    _check_scored(who, "hidden", hidden, ids, loss_mask, outputs)
-    _check_head(who, hidden, weight, bias)
+    check_scored(who, "hidden", hidden, ids, loss_mask, outputs, STATISTICS)
+    check_head(who, hidden, weight, bias)
+    check_vocab_size(who, vocab_size, len(weight))
+    check_bytes(who, scratch_bytes=scratch_bytes, cache_bytes=cache_bytes)
     if softcap is not None:
-        _check_positive(who, "softcap", softcap)
-    _check_positive(who, "logit_scale", logit_scale)
+        check_positive(who, "softcap", softcap)
+    check_positive(who, "logit_scale", logit_scale)
+    if kept_ids is not None:
+        kept = kept_that_count(who, kept_ids, ids, loss_mask, outputs)
+        z = logit_scale * kept_logits(hidden, weight, bias, kept, scratch_bytes=scratch_bytes)
+        z = z if softcap is None else torch.where(kept < 0, z, softcap * torch.tanh(z / softcap))
+        return token_logprobs(*_among(z, kept, ids), temperature=temperature, loss_mask=loss_mask, outputs=outputs)
     statistics = linear_statistics(
         hidden,
         weight,
         ids,
         bias=bias,
         loss_mask=loss_mask,
-        temperature=_token_temperature(who, temperature, ids, hidden),
+        temperature=token_temperature(who, temperature, ids, statistics_dtype(hidden.dtype)),
         softcap=softcap,
         logit_scale=logit_scale,
+        vocabulary=vocab_size,
         outputs=outputs,
+        cache_bytes=cache_bytes,
+        scratch_bytes=scratch_bytes,
     )
     return _stats(statistics, ids, outputs)
 
@@ -149,87 +191,12 @@ def sequence_mean_logps(
     return sequence_mean(logprobs, loss_mask, cu_seqlens)
 
 
+def _among(logits: Tensor, kept_ids: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The logits of kept ids with one of -inf beside them, and where among them each id is: there, if nowhere else."""
+    is_here = kept_ids == ids[..., None]
+    place = torch.where(is_here.any(-1), is_here.int().argmax(-1), kept_ids.shape[-1])
+    return torch.cat([logits, torch.full_like(logits[..., :1], -math.inf)], -1), place
+
+
 def _stats(statistics: Tensor, ids: Tensor, outputs: Sequence[str]) -> TokenStats:
     return TokenStats(**{name: statistics[STATISTICS.index(name)].view(ids.shape) for name in outputs})
-
-
-def _token_temperature(who: str, temperature: float | Tensor, ids: Tensor, like: Tensor) -> Tensor | None:
-    """One temperature per token; None for 1."""
-    dtype = statistics_dtype(like.dtype)
-    if not isinstance(temperature, Tensor):
-        _check_positive(who, "temperature", temperature)
-        return None if temperature == 1 else torch.full(ids.shape, temperature, dtype=dtype, device=ids.device)
-    check_device(who, "temperature", temperature, "ids", ids)
-    if not temperature.is_floating_point() or temperature.requires_grad:
-        raise ValueError(
-            f"{who}: temperature must be a number or a float tensor without gradient, got {temperature.dtype} with "
-            f"requires_grad={temperature.requires_grad}"
-        )
-    if temperature.shape not in ((), ids.shape, ids.shape[:1]):
-        raise ValueError(
-            f"{who}: temperature must have the shape of ids, {list(ids.shape)}, or one entry per row, "
-            f"[{ids.shape[0]}], got {list(temperature.shape)}"
-        )
-    if temperature.ndim < ids.ndim and temperature.ndim:
-        temperature = temperature[:, None]
-    return temperature.to(dtype).expand(ids.shape)
-
-
-def _check_positive(who: str, name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise ValueError(f"{who}: {name} must be a positive number, got {value!r}")
-
-
-def _check_scored(
-    who: str, name: str, x: Tensor, ids: Tensor, loss_mask: Tensor | None, outputs: Sequence[str]
-) -> None:
-    for role, tensor in ((name, x), ("ids", ids)):
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{who}: {role} must be a tensor, got {type(tensor).__name__}")
-    if x.dtype not in _FLOATS:
-        raise ValueError(f"{who}: {name} must be bfloat16, float16, float32 or float64, got {x.dtype}")
-    if ids.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"{who}: ids must be int32 or int64, got {ids.dtype}")
-    if ids.ndim not in (1, 2) or x.shape[:-1] != ids.shape or x.shape[-1] == 0:
-        raise ValueError(
-            f"{who}: {name} must be [*ids.shape, {'V' if name == 'logits' else 'H'}] with ids [B, T] or [N], got "
-            f"{name} {list(x.shape)} and ids {list(ids.shape)}; row i is scored against ids[i], and rlloss.shift "
-            "aligns them"
-        )
-    check_device(who, "ids", ids, name, x)
-    if loss_mask is not None:
-        check_mask(who, "loss_mask", loss_mask)
-        if loss_mask.shape != ids.shape:
-            raise ValueError(
-                f"{who}: loss_mask must have the shape of ids, {list(ids.shape)}, got {list(loss_mask.shape)}"
-            )
-        check_device(who, "loss_mask", loss_mask, name, x)
-    if isinstance(outputs, str) or not outputs:
-        raise ValueError(f"{who}: outputs must be a sequence of names such as ('logprobs',), got {outputs!r}")
-    for output in outputs:
-        if output not in STATISTICS:
-            raise ValueError(
-                f"{who}: outputs must be among {list(STATISTICS)}, got {output!r}{nearest(output, STATISTICS)}"
-            )
-
-
-def _check_head(who: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    if not isinstance(weight, Tensor):
-        raise ValueError(
-            f"{who}: weight must be a tensor, got {type(weight).__name__}; of a module pass its weight and bias"
-        )
-    if weight.ndim != 2 or weight.shape[1] != hidden.shape[-1] or weight.shape[0] == 0:
-        raise ValueError(
-            f"{who}: weight must be [V, H] with the width H={hidden.shape[-1]} of hidden, got {list(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"{who}: bias must be [V] = [{weight.shape[0]}], got {list(bias.shape)}")
-    for name, x in (("weight", weight), ("bias", bias)):
-        if x is None:
-            continue
-        if x.dtype != hidden.dtype:
-            raise ValueError(
-                f"{who}: hidden is {hidden.dtype} but {name} is {x.dtype}; convert one, as in "
-                f"hidden.to(weight.dtype): nothing is cast behind your back, not even inside torch.autocast"
-            )
-        check_device(who, name, x, "hidden", hidden)

@@ -13,7 +13,7 @@ import rlloss
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [
-    {"_typing", "_checks", "output", "protocol"},
+    {"_typing", "_checks", "_scoring", "output", "protocol"},
     {"reduce"},
     {"logprobs", "divergence", "surrogate", "advantages", "correction"},
     {"policy", "preference"},

@@ -7,8 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-TILE_BYTES = 8 << 20  # two such tiles stay in a CPU's last-level cache
-
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which statistics of inputs of `dtype` are formed and returned."""
@@ -22,13 +20,25 @@ class Tokens(NamedTuple):
     ids: Tensor
     temperature: Tensor | None
 
-    def blocks(self, columns: int, dtype: torch.dtype) -> Iterator[tuple[slice, "Tokens"]]:
-        """Consecutive tokens, as many at a time as a tile of `columns` of `dtype` has rows."""
-        size = max(1, TILE_BYTES // (columns * dtype.itemsize))
+    def blocks(self, size: int) -> Iterator[tuple[slice, "Tokens"]]:
+        """Consecutive tokens, `size` at a time."""
         for start in range(0, len(self.positions), size):
             rows = slice(start, start + size)
             temperature = None if self.temperature is None else self.temperature[rows]
             yield rows, Tokens(self.positions[rows], self.ids[rows], temperature)
+
+    def cool(self, z: Tensor) -> Tensor:
+        """Divides a tile of logits by the temperatures, in place."""
+        return z if self.temperature is None else z.div_(self.temperature[:, None])
+
+    def uncool(self, z: Tensor) -> Tensor:
+        """Logits before the temperatures from those after, one per token."""
+        return z if self.temperature is None else z * self.temperature
+
+    @property
+    def factor(self) -> Tensor | float:
+        """The derivative of the logits after the temperature by those before."""
+        return 1.0 if self.temperature is None else 1 / self.temperature
 
 
 def tokens_that_count(
@@ -65,10 +75,25 @@ class Rows:
 
     def read(self, tokens: Tokens, out: Tensor) -> Tensor:
         """Copies the vectors of `tokens` into `out`, in its dtype."""
+        source = self._view(tokens)
+        if source is not None:
+            return out.copy_(source)
         place = self.place[tokens.positions]
         if self.matrix.dtype is out.dtype:
             return torch.index_select(self.matrix, 0, place, out=out)
         return out.copy_(self.matrix.index_select(0, place))
+
+    def gather(self, tokens: Tokens, dtype: torch.dtype) -> Tensor:
+        """The vectors of `tokens` in `dtype`, to be read only: x's own memory where that can be."""
+        source = self._view(tokens)
+        return (self.matrix.index_select(0, self.place[tokens.positions]) if source is None else source).to(dtype)
+
+    def _view(self, tokens: Tokens) -> Tensor | None:
+        """The rows themselves where they follow each other; the question would make a GPU wait."""
+        place = self.place[tokens.positions]
+        if place.is_cuda or not len(place) or int(place[-1] - place[0]) != len(place) - 1:
+            return None
+        return self.matrix[int(place[0]) :][: len(place)]
 
 
 class Scratch:
@@ -78,9 +103,9 @@ class Scratch:
         self.like, self.dtype = like, dtype
         self.buffers: dict[str, Tensor] = {}
 
-    def tile(self, name: str, rows: int, columns: int) -> Tensor:
+    def tile(self, name: str, rows: int, columns: int, *, dtype: torch.dtype | None = None) -> Tensor:
         """A contiguous `[rows, columns]` tile; one name is one piece of memory."""
         size = rows * columns
         if name not in self.buffers or len(self.buffers[name]) < size:
-            self.buffers[name] = self.like.new_empty(size, dtype=self.dtype)
+            self.buffers[name] = self.like.new_empty(size, dtype=dtype or self.dtype)
         return self.buffers[name][:size].view(rows, columns)

@@ -36,6 +36,7 @@ class OnlineSoftmax:
         _, entropy, _, sum_p2, mean_logprob = wanted
         self.ids = ids
         self.columns = 0
+        self.growth = torch.ones_like(ids, dtype=dtype)  # of the sums so far, by the last change of the shift
         # it starts at the lowest finite number, so that no difference of two shifts is -inf - -inf
         self.shift = torch.full(ids.shape, torch.finfo(dtype).min, dtype=dtype, device=ids.device)
         self.target = torch.zeros_like(self.shift)
@@ -46,7 +47,7 @@ class OnlineSoftmax:
 
     def absorb(self, z: Tensor, spare: Tensor) -> None:
         """Adds the next columns `z` [n, k]; overwrites `z` and `spare`, which has its shape."""
-        place, here = _place(self.ids - self.columns, z.shape[1])
+        place, here = target_place(self.ids - self.columns, z.shape[1])
         target = z.gather(1, place)
         self.target += torch.where(here, target, 0).squeeze(1)
         z.scatter_(1, place, torch.where(here, -math.inf, target))
@@ -59,7 +60,7 @@ class OnlineSoftmax:
             z.scatter_(1, place, torch.where(here, target - shift[:, None], others))
             self.total = self.total + self.columns * moved + z.sum(1)
             z.scatter_(1, place, others)
-        growth = moved.exp()
+        self.growth = growth = moved.exp()
         if self.moment is None:
             weight = z.exp_()
         else:
@@ -113,7 +114,7 @@ class GradientRows(NamedTuple):
 
     def overwrite(self, z: Tensor, column: int, ids: Tensor, spare: Tensor) -> None:
         """Turns the logits `z` [n, k] of the columns from `column` on into their gradient; overwrites `spare`."""
-        place, here = _place(ids - column, z.shape[1])
+        place, here = target_place(ids - column, z.shape[1])
         z.sub_(self.shift[:, None])
         forbidden = z == -math.inf if self.uniform is not None else None
         if self.slope is None and self.square is None:
@@ -166,7 +167,7 @@ def gradient_rows(state: Tensor, grad: Tensor, vocabulary: int, factor: Tensor |
     )
 
 
-def _place(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
+def target_place(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Where in a tile the target stands, and whether it stands there at all, each `[n, 1]`."""
     here = (column >= 0) & (column < width)
     return column.clamp(0, width - 1)[:, None], here[:, None]
