@@ -8,7 +8,15 @@ from rlloss.advantages.group import group_advantages, informative_groups
 from rlloss.advantages.running import AdaptiveKLController, FixedKLController, RunningRewardNorm
 from rlloss.advantages.shaping import kl_shaped_rewards, overlong_penalty
 from rlloss.advantages.whiten import whiten
-from rlloss.divergence import kl_k1, kl_k2, kl_k3, kl_term
+from rlloss.divergence import (
+    TokenDivergences,
+    kl_k1,
+    kl_k2,
+    kl_k3,
+    kl_term,
+    linear_divergences,
+    token_divergences,
+)
 from rlloss.logprobs import TokenStats, linear_logprobs, sequence_logps, sequence_mean_logps, token_logprobs
 from rlloss.losses.actor_critic import ActorCriticLoss
 from rlloss.losses.bradley_terry import BradleyTerryLoss
@@ -87,14 +95,17 @@ __all__ = [
     "list_losses",
     # the waist: per-token log-probs from logits, a head or a model; values and scores from a model
     "ScalarModel",
+    "TokenDivergences",
     "TokenStats",
     "hidden_logprobs",
+    "linear_divergences",
     "linear_logprobs",
     "model_hidden",
     "model_logprobs",
     "sequence_logps",
     "sequence_mean_logps",
     "shift",
+    "token_divergences",
     "token_logprobs",
     # rewards in, advantages out
     "AdaptiveKLController",

@@ -1,15 +1,39 @@
-"""Per-token estimators of a KL divergence, and which divergence their gradient descends."""
+"""Divergences per token: KL estimators with the gradient that they have, and the exact ones over the vocabulary."""
 
-from typing import Literal, get_args
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
+import rlloss_kernels
 import torch
+from rlloss_kernels import DIVERGENCES, statistics_dtype
 from torch import Tensor
 
-from rlloss._checks import check_choice
-from rlloss._typing import Float
+from rlloss._checks import check_choice, check_range
+from rlloss._scoring import (
+    check_bytes,
+    check_head,
+    check_positive,
+    check_scored,
+    check_vocab_size,
+    token_temperature,
+)
+from rlloss._typing import Bool, Float, Int
 from rlloss.surrogate import bounded
 
-__all__ = ["KLEstimator", "KLGradient", "check_kl", "kl_k1", "kl_k2", "kl_k3", "kl_term"]
+__all__ = [
+    "KLEstimator",
+    "KLGradient",
+    "TokenDivergences",
+    "check_kl",
+    "kl_k1",
+    "kl_k2",
+    "kl_k3",
+    "kl_term",
+    "linear_divergences",
+    "token_divergences",
+]
+
+_ABSENT: Any = None  # typed as a tensor: what was asked for needs no narrowing by type checkers
 
 KLEstimator = Literal["k1", "k2", "k3"]
 KLGradient = Literal["reverse", "forward", "literal"]
@@ -88,3 +112,172 @@ def kl_term(
         return estimate
     ratio = bounded(logprobs - old_logprobs, max_log_ratio).exp()
     return (ratio if kl_grad == "reverse" and kl != "k2" else ratio.detach()) * estimate
+
+
+class TokenDivergences(NamedTuple):
+    """Per-token divergences between a policy pi and a reference, float32 (float64 from float64); None if not asked for.
+
+    All but the reference's own are differentiable, in any combination, by what the policy's logits are made of.
+    """
+
+    reverse_kl: Float[Tensor, "*tokens"] = _ABSENT  # KL(pi || ref)
+    forward_kl: Float[Tensor, "*tokens"] = _ABSENT  # KL(ref || pi)
+    renyi: Float[Tensor, "*tokens"] = _ABSENT  # log(sum pi^alpha ref^(1 - alpha)) / (alpha - 1)
+    js: Float[Tensor, "*tokens"] = _ABSENT  # beta KL(ref || m) + (1 - beta) KL(pi || m), m = beta ref + (1 - beta) pi
+    entropy: Float[Tensor, "*tokens"] = _ABSENT
+    ref_entropy: Float[Tensor, "*tokens"] = _ABSENT
+    logprobs: Float[Tensor, "*tokens"] = _ABSENT
+    ref_logprobs: Float[Tensor, "*tokens"] = _ABSENT
+
+
+def token_divergences(
+    logits: Float[Tensor, "*tokens V"],
+    ref_logits: Float[Tensor, "*tokens V"],
+    ids: Int[Tensor, "*tokens"] | None = None,
+    *,
+    temperature: float | Float[Tensor, "..."] = 1.0,
+    loss_mask: Bool[Tensor, "*tokens"] | None = None,
+    vocab_size: int | None = None,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    outputs: Sequence[str] = ("reverse_kl",),
+    scratch_bytes: int | None = None,
+) -> TokenDivergences:
+    """Exact divergences between softmax(logits / temperature) and softmax(ref_logits / temperature).
+
+    A token that the reference forbids (-inf) and the policy does not makes `reverse_kl` infinite, the other way round
+    `forward_kl`; one that both forbid counts nowhere. `js` is equation 1 of https://arxiv.org/abs/2306.13649 (GKD) with
+    the reference as its teacher.
+
+    Args:
+        ids: Tokens whose log-probs are asked for by `logprobs` or `ref_logprobs`.
+        temperature: Of both; a number, or a tensor `[*tokens]`, `[B]` or `[]`.
+        loss_mask: False gives 0, with gradient 0, whatever stands in that row, at no cost.
+        vocab_size: How many of the columns are tokens, where a head is padded; needed where the widths differ.
+        alpha: Order of `renyi`, above 0 and not 1.
+        beta: The reference's share of the mixture of `js`, between 0 and 1.
+        outputs: Names of the divergences wanted.
+        scratch_bytes: Bound of the memory for tiles; a good size for a CPU's caches where None.
+
+    >>> token_divergences(torch.zeros(1, 2), torch.tensor([[0.0, -torch.inf]]), outputs=["forward_kl"]).forward_kl
+    tensor([0.6931])
+    """
+    who = "token_divergences"
+    scored = _ids_or_none(who, "logits", logits, ids, outputs)
+    check_scored(who, "logits", logits, scored, loss_mask, outputs, DIVERGENCES)
+    check_scored(who, "ref_logits", ref_logits, scored, loss_mask, outputs, DIVERGENCES)
+    _check_pair(who, logits, ref_logits, (logits.shape[-1], ref_logits.shape[-1]), vocab_size)
+    _check_orders(who, alpha, beta)
+    check_bytes(who, scratch_bytes=scratch_bytes)
+    found = rlloss_kernels.logits_divergences(
+        logits,
+        ref_logits,
+        ids=ids,
+        loss_mask=loss_mask,
+        temperature=token_temperature(who, temperature, scored, statistics_dtype(logits.dtype)),
+        vocabulary=vocab_size,
+        outputs=outputs,
+        alpha=alpha,
+        beta=beta,
+        scratch_bytes=scratch_bytes,
+    )
+    return _named(found, scored, outputs)
+
+
+def linear_divergences(
+    hidden: Float[Tensor, "*tokens H"],
+    weight: Float[Tensor, "V H"],
+    ref_hidden: Float[Tensor, "*tokens R"],
+    ref_weight: Float[Tensor, "V R"],
+    ids: Int[Tensor, "*tokens"] | None = None,
+    *,
+    bias: Float[Tensor, " V"] | None = None,
+    ref_bias: Float[Tensor, " V"] | None = None,
+    temperature: float | Float[Tensor, "..."] = 1.0,
+    softcap: float | None = None,
+    ref_softcap: float | None = None,
+    logit_scale: float = 1.0,
+    ref_logit_scale: float = 1.0,
+    loss_mask: Bool[Tensor, "*tokens"] | None = None,
+    vocab_size: int | None = None,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    outputs: Sequence[str] = ("reverse_kl",),
+    scratch_bytes: int | None = None,
+) -> TokenDivergences:
+    """Exact divergences between two models from their hidden states and heads, without the logits of either.
+
+    The two products of a tile serve all divergences but `js`, which makes them twice. Heads as for `linear_logprobs`,
+    each with its own width, bias, softcap and scale; the rest as for `token_divergences`. The reference gets no
+    gradient.
+
+    >>> hidden, weight = torch.zeros(3, 8), torch.ones(5, 8)
+    >>> linear_divergences(hidden, weight, torch.ones(3, 4), torch.ones(5, 4)).reverse_kl
+    tensor([0., 0., 0.])
+    """
+    who = "linear_divergences"
+    scored = _ids_or_none(who, "hidden", hidden, ids, outputs)
+    check_scored(who, "hidden", hidden, scored, loss_mask, outputs, DIVERGENCES)
+    check_scored(who, "ref_hidden", ref_hidden, scored, loss_mask, outputs, DIVERGENCES)
+    check_head(who, hidden, weight, bias)
+    check_head(who, ref_hidden, ref_weight, ref_bias)
+    _check_pair(who, hidden, ref_hidden, (len(weight), len(ref_weight)), vocab_size)
+    _check_orders(who, alpha, beta)
+    check_bytes(who, scratch_bytes=scratch_bytes)
+    for name, number in {"softcap": softcap, "ref_softcap": ref_softcap}.items():
+        if number is not None:
+            check_positive(who, name, number)
+    for name, number in {"logit_scale": logit_scale, "ref_logit_scale": ref_logit_scale}.items():
+        check_positive(who, name, number)
+    found = rlloss_kernels.linear_divergences(
+        hidden,
+        weight,
+        ref_hidden,
+        ref_weight,
+        bias=bias,
+        ref_bias=ref_bias,
+        ids=ids,
+        loss_mask=loss_mask,
+        temperature=token_temperature(who, temperature, scored, statistics_dtype(hidden.dtype)),
+        softcaps=(softcap, ref_softcap),
+        logit_scales=(logit_scale, ref_logit_scale),
+        vocabulary=vocab_size,
+        outputs=outputs,
+        alpha=alpha,
+        beta=beta,
+        scratch_bytes=scratch_bytes,
+    )
+    return _named(found, scored, outputs)
+
+
+def _ids_or_none(who: str, name: str, x: Tensor, ids: Tensor | None, outputs: Sequence[str]) -> Tensor:
+    """The ids, or as many zeros where none are needed."""
+    needed = [output for output in outputs if output in ("logprobs", "ref_logprobs")]
+    if ids is not None or not isinstance(x, Tensor) or x.ndim not in (2, 3):
+        return ids  # type: ignore[return-value]  # what is wrong is told by `check_scored`
+    if needed:
+        raise ValueError(f"{who}: outputs={needed} need ids, got None")
+    return torch.zeros(x.shape[:-1], dtype=torch.long, device=x.device)
+
+
+def _check_orders(who: str, alpha: float, beta: float) -> None:
+    check_range(who, "alpha", alpha, 0, open_low=True)
+    check_range(who, "beta", beta, 0, 1, open_low=True)
+    if alpha == 1 or beta == 1:
+        raise ValueError(f"{who}: alpha=1 and beta=1 are limits, got alpha={alpha}, beta={beta}; see reverse_kl")
+
+
+def _check_pair(who: str, x: Tensor, ref: Tensor, sizes: tuple[int, int], vocab_size: int | None) -> None:
+    """Raises ValueError for a policy and a reference of other precision or vocabulary."""
+    if statistics_dtype(x.dtype) is not statistics_dtype(ref.dtype):
+        raise ValueError(f"{who}: the policy is {x.dtype} but the reference {ref.dtype}; convert the one in float64")
+    if vocab_size is None and sizes[0] != sizes[1]:
+        raise ValueError(
+            f"{who}: the policy has {sizes[0]} tokens and the reference {sizes[1]}; where the rest is padding, pass "
+            f"vocab_size={min(sizes)}"
+        )
+    check_vocab_size(who, vocab_size, min(sizes))
+
+
+def _named(found: Tensor, ids: Tensor, outputs: Sequence[str]) -> TokenDivergences:
+    return TokenDivergences(**{name: found[DIVERGENCES.index(name)].view(ids.shape) for name in outputs})

@@ -144,6 +144,7 @@ NO_DOCTEST = {
     "PolicyOptions": "a table of hyperparameters",
     "LossOutput": "what every loss's own example shows",
     "Counts": "what the example of `count` shows",
+    "TokenDivergences": "what the example of `token_divergences` shows",
     "TokenStats": "what the example of `token_logprobs` shows",
     "Max": "read as Mean is",
     "Min": "read as Mean is",

@@ -4,6 +4,18 @@ from rlloss_kernels.blocks import statistics_dtype
 from rlloss_kernels.kept import kept_logits
 from rlloss_kernels.linear import linear_statistics
 from rlloss_kernels.logits import logits_statistics
+from rlloss_kernels.pair import DIVERGENCES
 from rlloss_kernels.statistics import STATISTICS
+from rlloss_kernels.two_heads import linear_divergences
+from rlloss_kernels.two_logits import logits_divergences
 
-__all__ = ["STATISTICS", "kept_logits", "linear_statistics", "logits_statistics", "statistics_dtype"]
+__all__ = [
+    "DIVERGENCES",
+    "STATISTICS",
+    "kept_logits",
+    "linear_divergences",
+    "linear_statistics",
+    "logits_divergences",
+    "logits_statistics",
+    "statistics_dtype",
+]

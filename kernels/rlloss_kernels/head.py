@@ -70,14 +70,15 @@ class Products:
     """The products of a block of rows `h` with tiles of the head's weight, and the offsets they are centred on.
 
     Args:
+        ids: Whose products are made in float32, and keep out of the offsets; None for no such column.
         offset: `[n]`, of a finished forward pass; without it the offsets follow the largest product so far.
     """
 
-    def __init__(self, head: Head, h: Tensor, ids: Tensor, scratch: Scratch, offset: Tensor | None = None):
+    def __init__(self, head: Head, h: Tensor, ids: Tensor | None, scratch: Scratch, offset: Tensor | None = None):
         self.head, self.h, self.ids, self.scratch = head, h, ids, scratch
         self.follows = head.rounds and offset is None
         self.offset = offset if head.rounds else None
-        self.target = row_dots(h, head.weight, ids) if head.rounds else None
+        self.target = row_dots(h, head.weight, ids) if head.rounds and ids is not None else None
 
     def fresh(self, w: Tensor, column: int) -> Tensor:
         """A tile of raw products `[n, k]`: minus their offsets, in the operands' dtype, where the head rounds."""
@@ -103,8 +104,9 @@ class Products:
     def logits(self, raw: Tensor, offset: Tensor | None, column: int) -> Tensor:
         """Logits before the temperature, in float32, from raw products and the offsets that they were made with."""
         z = raw
-        if offset is not None and self.target is not None:
+        if offset is not None:
             z = self.scratch.tile("z", *raw.shape).copy_(raw).add_(offset[:, None])
+        if self.ids is not None and self.target is not None:
             place, here = target_place(self.ids - column, z.shape[1])
             z.scatter_(1, place, torch.where(here, self.target[:, None], z.gather(1, place)))
         return self.head.finish(z, column)
@@ -114,8 +116,9 @@ class Products:
         self.offset = _representable(largest.nan_to_num(0.0, 0.0, 0.0), raw.dtype)
 
     def _largest_other(self, raw: Tensor, column: int) -> Tensor:
-        place, here = target_place(self.ids - column, raw.shape[1])
-        raw.scatter_(1, place, torch.where(here, -torch.inf, raw.gather(1, place)))
+        if self.ids is not None:
+            place, here = target_place(self.ids - column, raw.shape[1])
+            raw.scatter_(1, place, torch.where(here, -torch.inf, raw.gather(1, place)))
         return raw.amax(1).float()
 
 

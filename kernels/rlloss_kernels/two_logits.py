@@ -1,0 +1,117 @@
+"""Per-token divergences between two tensors of logits, and their gradient by the first."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlloss_kernels.blocks import Scratch
+from rlloss_kernels.pair import DIVERGENCES, Orders
+from rlloss_kernels.passes import (
+    LogitTiles,
+    divergences_of_blocks,
+    finished,
+    no_divergences,
+    pair_gradient,
+    pair_tokens,
+    rows_of_a_block,
+)
+
+__all__ = ["logits_divergences"]
+
+SCRATCH_BYTES = 32 << 20
+
+
+def logits_divergences(
+    logits: Tensor,
+    ref_logits: Tensor,
+    *,
+    ids: Tensor | None = None,
+    loss_mask: Tensor | None = None,
+    temperature: Tensor | None = None,
+    vocabulary: int | None = None,
+    outputs: Sequence[str] = DIVERGENCES,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    scratch_bytes: int | None = None,
+) -> Tensor:
+    """Divergences [8, N] between softmax(logits / temperature) and the same of `ref_logits`, both [*tokens, V].
+
+    In the order of DIVERGENCES; 0 in rows outside `loss_mask` and for names not in `outputs`.
+    """
+    size = min(logits.shape[-1], ref_logits.shape[-1]) if vocabulary is None else vocabulary
+    numbers = (size, [name in outputs for name in DIVERGENCES], alpha, beta)
+    budget = SCRATCH_BYTES if scratch_bytes is None else scratch_bytes
+    return _forward(logits, ref_logits.detach(), ids, loss_mask, temperature, *numbers, budget)[0]
+
+
+@torch.library.custom_op("rlloss_kernels::logits_pair_forward", mutates_args=())
+def _forward(
+    logits: Tensor,
+    ref_logits: Tensor,
+    ids: Tensor | None,
+    loss_mask: Tensor | None,
+    temperature: Tensor | None,
+    vocabulary: int,
+    wanted: list[bool],
+    alpha: float,
+    beta: float,
+    scratch_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    found, state = no_divergences(logits)
+    policy, reference = (LogitTiles(x, vocabulary) for x in (logits, ref_logits))
+    tokens = pair_tokens(ids, logits, loss_mask, temperature, vocabulary)
+    rows = rows_of_a_block(vocabulary, policy.dtype, scratch_bytes)
+    divergences_of_blocks(policy, reference, tokens, found, state, wanted, Orders(alpha, beta), rows)
+    return found, state
+
+
+@torch.library.custom_op("rlloss_kernels::logits_pair_backward", mutates_args=())
+def _backward(
+    grad: Tensor,
+    state: Tensor,
+    logits: Tensor,
+    ref_logits: Tensor,
+    ids: Tensor | None,
+    loss_mask: Tensor | None,
+    temperature: Tensor | None,
+    vocabulary: int,
+    wanted: list[bool],
+    alpha: float,
+    beta: float,
+    scratch_bytes: int,
+) -> Tensor:
+    policy, reference = (LogitTiles(x, vocabulary) for x in (logits, ref_logits))
+    scratch = Scratch(logits, policy.dtype)
+    tokens = pair_tokens(ids, logits, loss_mask, temperature, vocabulary, grad)
+    gradient = pair_gradient(state[:, tokens.positions], grad[:, tokens.positions], wanted, Orders(alpha, beta))
+    result = logits.new_zeros(logits.shape)
+    matrix = result.view(-1, logits.shape[-1])[:, :vocabulary]
+    for at, block in tokens.blocks(rows_of_a_block(vocabulary, policy.dtype, scratch_bytes)):
+        ((_, s),), ((_, u),) = policy.tiles(block), reference.tiles(block)
+        part = gradient.rows(at)
+        matrix[block.positions] = finished(part.overwrite(s, u, scratch), part, block, 0).to(matrix.dtype)
+    return result
+
+
+@_forward.register_fake
+def _(like: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    return no_divergences(like)
+
+
+@_backward.register_fake
+def _(grad: Tensor, state: Tensor, logits: Tensor, *args: Any) -> Tensor:
+    return logits.new_empty(logits.shape)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    ctx.numbers = inputs[5:]
+    ctx.save_for_backward(output[1], *inputs[:5])
+
+
+def _autograd(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return _backward(grad, *ctx.saved_tensors, *ctx.numbers), *[None] * 9
+
+
+_forward.register_autograd(_autograd, setup_context=_save)
