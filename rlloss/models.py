@@ -21,8 +21,11 @@ def model_logprobs(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     temperature: float | Tensor = 1.0,
+    kept_ids: Int[Tensor, "B T K"] | None = None,
     outputs: Sequence[str] = ("logprobs",),
     impl: str = "auto",
+    scratch_bytes: int | None = None,
+    cache_bytes: int = 0,
     verify_head: bool = True,
     **model_kwargs: Any,
 ) -> TokenStats:
@@ -43,6 +46,7 @@ def model_logprobs(
         attention_mask: `[B, T]`, True or 1 = real. Positions are then counted from each row's first real token, so
             left and right padding agree.
         position_ids: Overrides those positions.
+        kept_ids, scratch_bytes, cache_bytes: See `linear_logprobs`.
         verify_head: See `lm_head`.
         model_kwargs: What else the backbone reads.
 
@@ -67,7 +71,17 @@ def model_logprobs(
         who, head.backbone, input_ids, attention_mask=attention_mask, position_ids=position_ids, **model_kwargs
     )
     return hidden_logprobs(
-        model, hidden, ids, loss_mask, temperature=temperature, outputs=outputs, impl=impl, verify_head=False
+        model,
+        hidden,
+        ids,
+        loss_mask,
+        temperature=temperature,
+        kept_ids=kept_ids,
+        outputs=outputs,
+        impl=impl,
+        scratch_bytes=scratch_bytes,
+        cache_bytes=cache_bytes,
+        verify_head=False,
     )
 
 
@@ -104,8 +118,11 @@ def hidden_logprobs(
     loss_mask: Bool[Tensor, "*tokens"] | None = None,
     *,
     temperature: float | Tensor = 1.0,
+    kept_ids: Int[Tensor, "*tokens K"] | None = None,
     outputs: Sequence[str] = ("logprobs",),
     impl: str = "auto",
+    scratch_bytes: int | None = None,
+    cache_bytes: int = 0,
     verify_head: bool = True,
 ) -> TokenStats:
     """Log-probs of `ids` under a causal LM's head on `hidden`: the second half of `model_logprobs`.
@@ -139,8 +156,11 @@ def hidden_logprobs(
         softcap=head.softcap,
         logit_scale=head.logit_scale,
         loss_mask=loss_mask,
+        kept_ids=kept_ids,
         outputs=outputs,
         impl=impl,
+        scratch_bytes=scratch_bytes,
+        cache_bytes=cache_bytes,
     )
 
 

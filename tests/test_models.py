@@ -275,6 +275,18 @@ def test_bfloat16_models_are_scored_in_float32_from_their_own_hidden_states():
     torch.testing.assert_close(got.double(), exact, rtol=0, atol=2e-3)
 
 
+def test_budgets_and_kept_ids_reach_the_head():
+    model, (input_ids, ids, loss_mask) = tiny("llama"), batch()
+    kept = torch.stack([ids, (ids + 1) % V], -1)
+    got = model_logprobs(model, input_ids, ids, loss_mask, kept_ids=kept, scratch_bytes=1 << 20, cache_bytes=99)
+    logits = model(input_ids).logits.gather(-1, kept).log_softmax(-1)[..., 0]
+    torch.testing.assert_close(got.logprobs, torch.where(loss_mask, logits, 0))
+    wrong: Any
+    for wrong in ({"scratch_bytes": -1}, {"cache_bytes": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a number of bytes, got -1"):
+            model_logprobs(model, input_ids, ids, loss_mask, **wrong)
+
+
 def test_a_head_in_float32_reads_a_bfloat16_backbone_in_float32():
     model, (input_ids, ids, loss_mask) = tiny("llama", torch.bfloat16), batch()
     model.lm_head.float()

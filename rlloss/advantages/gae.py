@@ -51,7 +51,7 @@ def gae(
     # in float64: a long product of discounts in float32 is off by 1e-5 of the advantage
     rewards, values = zero_masked(mask, rewards.detach().double(), values.detach().double())
 
-    from_here = _reverse_recurrence(torch.where(mask, torch.zeros_like(values), 1), values)
+    from_here = values.gather(-1, _trained_from_here(mask))
     end = 0 if last_value is None else to_tokens(last_value.detach().double(), mask, cu_seqlens)
     # what roll wraps around, and what it brings from a pack's next sequence, stands at a last token or is masked
     next_values = torch.where(last, end, from_here.roll(-1, -1))
@@ -59,6 +59,14 @@ def gae(
     decay = torch.full_like(deltas, gamma * gae_lambda).masked_fill(last, 0).masked_fill(~mask, 1)
     advantages = torch.where(mask, _reverse_recurrence(decay, deltas), 0)
     return advantages.to(dtype), (advantages + values).to(dtype)
+
+
+def _trained_from_here(mask: Tensor) -> Tensor:
+    """The first trained position from each on; the last position where none comes."""
+    length = mask.shape[-1]
+    positions = torch.arange(length, device=mask.device).expand(mask.shape)
+    ahead = torch.where(mask, positions, length).flip(-1).cummin(-1).values.flip(-1)
+    return ahead.clamp(max=max(length - 1, 0))
 
 
 def _reverse_recurrence(a: Tensor, b: Tensor) -> Tensor:
