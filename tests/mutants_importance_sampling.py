@@ -10,6 +10,7 @@ FILE = f"rlloss/losses/{NAME}.py"
 WEIGHT = "batch.ratio.detach().clamp(self.ratio_min, self.ratio_max)"
 CLIPPED = "(batch.ratio < self.ratio_min) | (batch.ratio > self.ratio_max)"
 TERM = "return -weight * batch.advantages * batch.logprobs, metrics"
+HELD = "batch.old_logprobs.clamp(now - high, now - low)"
 LEVEL = "        self.ratio_level = ratio_level  # pyright: ignore[reportAttributeAccessIssue]\n"
 SEQUENCE_SUM = POLICY["SEQUENCE_SUM"]
 
@@ -27,6 +28,10 @@ OWN = [
     ("clip", "the ratio in place of the log-prob", "* batch.logprobs,", "* batch.ratio,"),
     ("clip", "ratio_level is lost", LEVEL, '        self.ratio_level = "sequence"\n'),
     ("clip", "the geometric mean", LEVEL, LEVEL + '        self.ratio_level = "geometric"\n'),
+    ("clip", "the KL's ratio is not held", HELD, "batch.old_logprobs"),
+    ("clip", "the KL's ratio is held below alone", HELD, "batch.old_logprobs.clamp(max=now - low)"),
+    ("clip", "the KL's ratio is held above alone", HELD, "batch.old_logprobs.clamp(now - high)"),
+    ("stop", "the log-prob in the KL's bound", "now = batch.logprobs.detach()", "now = batch.logprobs"),
     ("unit", "a mean over tokens", SEQUENCE_SUM, POLICY["TOKEN_MEAN"]),
     ("unit", "means over a sequence's tokens, not sums", SEQUENCE_SUM, POLICY["SEQUENCE_MEAN"]),
     ("unit", "sums over everything", SEQUENCE_SUM, 'reduction = "sum"'),

@@ -59,6 +59,8 @@ def row_sum(x, mask):
 def kl_slope(loss_fn, step):
     """dKL_t/dl_t of every estimator."""
     r = (step["logprobs"] - step["old_logprobs"]).exp()
+    if isinstance(loss_fn, ImportanceSamplingLoss):
+        r = r.clamp(loss_fn.ratio_min, loss_fn.ratio_max)
     d = step["logprobs"] - step["ref_logprobs"]
     return {
         ("k1", "reverse"): r * (1 + d),
@@ -341,9 +343,9 @@ KL_TERMS = [
 ]
 
 
-def kl_penalty(language, old, ref, **options):
+def kl_penalty(language, old, ref, loss_fn=None, **options):
     """The expected KL penalty, under samples of `old`, of a policy loss without advantages."""
-    loss_fn = DrGRPOLoss(max_completion_length=1, kl_coef=1.0, **options)
+    loss_fn = DrGRPOLoss(max_completion_length=1, kl_coef=1.0, **options) if loss_fn is None else loss_fn
     return loss_fn(
         language.logprobs,
         old.logprobs.detach(),
@@ -368,6 +370,20 @@ def test_law_7_a_kl_term_descends_the_divergence_that_it_names(kl, kl_grad, dire
         torch.testing.assert_close(gradient, truth, rtol=1e-11, atol=1e-14)
     else:
         assert (gradient - truth).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
+def test_law_7_truncated_importance_sampling_descends_it_where_no_weight_is_clipped(kl):
+    language, ref, old = Language(1), Language(2), Language(3)
+    truth = language.gradient(divergence(language, ref, old, "reverse"))
+
+    def gradient(ratio_max):
+        loss_fn = ImportanceSamplingLoss(kl_coef=1.0, kl=kl, ratio_max=ratio_max)
+        return language.gradient(kl_penalty(language, old, ref, loss_fn))
+
+    largest = (language.logprobs - old.logprobs).max().exp().item()
+    torch.testing.assert_close(gradient(1.001 * largest), truth, rtol=1e-11, atol=1e-14)
+    assert (gradient(1.0) - truth).abs().max() > 0.01
 
 
 @pytest.mark.parametrize("kl", ["k1", "k3"])

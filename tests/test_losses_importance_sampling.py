@@ -80,12 +80,60 @@ def test_advantages_per_token_meet_the_weight_of_their_answer():
 
 
 def test_terms_by_hand():
-    # at A = 0: k3 of log(pi/ref) = 2 is e^-2 + 1 under the token's own ratio; the bonus is 3 per token
-    loss_fn = ImportanceSamplingLoss(kl_coef=0.5, entropy_coef=0.1, ratio_max=1.0)
+    # at A = 0: k3 of log(pi/ref) = 2 is e^-2 + 1 under the token's own ratio, held at 3; the bonus is 3 per token
+    loss_fn = ImportanceSamplingLoss(kl_coef=0.5, entropy_coef=0.1, ratio_max=3.0)
     loss = loss_fn(
         LOGPROBS, OLD, ADVANTAGES * 0, RAGGED, ref_logprobs=LOGPROBS - 2, entropy=torch.full_like(LOGPROBS, 3)
     ).loss
-    assert loss == close((0.5 * (2 + 4 + 0.2) * (math.exp(-2) + 1) - 0.1 * 9) / 2)
+    assert loss == close((0.5 * (2 + 3 + 0.2) * (math.exp(-2) + 1) - 0.1 * 9) / 2)
+
+
+# per token at log(pi/ref) = 2, whose ratio is held at w: the term, and its slope
+KL_TERMS = [
+    ({"kl": "k3"}, math.exp(-2) + 1, 2),
+    ({"kl": "k1"}, 2, 2 + 1),
+    ({"kl": "k2"}, 2, 2),
+    ({"kl": "k3", "kl_grad": "forward"}, math.exp(-2) + 1, 1 - math.exp(-2)),
+]
+
+
+@pytest.mark.parametrize("level", ["sequence", "token"])
+@pytest.mark.parametrize(("options", "term", "slope"), KL_TERMS, ids=["k3", "k1", "k2", "forward"])
+def test_the_kl_is_weighed_by_each_tokens_own_held_ratio(options, term, slope, level):
+    bounds = {"ratio_min": 0.5, "ratio_max": 3.0, "ratio_level": level}
+    inputs = (LOGPROBS, OLD, ADVANTAGES * 0, RAGGED)
+    loss_fn = ImportanceSamplingLoss(kl_coef=1.0, **bounds, **options)
+    loss, slopes = loss_and_slope(loss_fn, *inputs, ref_logprobs=LOGPROBS - 2)
+    assert loss == close((2 + 3 + 0.5) * term / 2)
+    assert_close(slopes, tensor([2.0, 3.0], [0.5, 0.0]) * slope / 2)
+    of_reference = importance_sampling(
+        *(x.numpy() for x in inputs), ref_logprobs=(LOGPROBS - 2).numpy(), kl_coef=1.0, **bounds, **options
+    )
+    assert of_reference == close(loss)
+
+
+def test_the_kl_of_the_literal_papers_has_no_ratio_to_hold():
+    loss_fn = ImportanceSamplingLoss(kl_coef=1.0, kl_grad="literal", ratio_max=1.0, ratio_min=1.0)
+    loss = loss_fn(LOGPROBS, OLD, ADVANTAGES * 0, RAGGED, ref_logprobs=LOGPROBS - 2).loss
+    assert loss == close(3 * (math.exp(-2) + 1) / 2)
+
+
+def test_where_no_weight_is_held_the_kl_is_that_of_all_losses():
+    extra = {"ref_logprobs": LOGPROBS - tensor([2.0, -1.0], [0.5, 0.0])}
+    inputs = (LOGPROBS, OLD, ADVANTAGES * 0, RAGGED)
+    loss, slope = loss_and_slope(ImportanceSamplingLoss(kl_coef=0.3), *inputs, **extra)
+    same, same_slope = loss_and_slope(REINFORCELoss(kl_coef=0.3), *inputs, **extra)
+    assert loss == same
+    assert torch.equal(slope, same_slope)
+
+
+def test_answers_of_long_ago_leave_the_kl_small():
+    # their own ratios would be bounded at e^20 alone
+    old = LOGPROBS - tensor([40.0, 60.0], [80.0, 1.0])
+    inputs = (LOGPROBS, old, ADVANTAGES * 0, RAGGED)
+    loss, slope = loss_and_slope(ImportanceSamplingLoss(kl_coef=0.1), *inputs, ref_logprobs=LOGPROBS - 2)
+    assert loss == close(0.1 * 3 * 10 * (math.exp(-2) + 1) / 2)
+    assert_close(slope, tensor([1.0, 1.0], [1.0, 0.0]))
 
 
 @pytest.mark.parametrize("level", ["sequence", "token"])

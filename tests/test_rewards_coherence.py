@@ -108,6 +108,18 @@ def test_messages_are_read_up_to_where_the_answer_begins():
     assert without([chat], ["me"]) == pytest.approx([by_hand(model, [1, *text_ids("who")], "me")])
 
 
+def test_a_long_row_loses_its_prompts_beginning_then_its_completions_end(caplog):
+    torch.manual_seed(0)
+    size = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8, "initializer_range": 0.4}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=len(VOCABULARY), **size))
+    reward = Coherence(model=model, tokenizer=letters())
+    expected = [by_hand(model, text_ids("ion"), "is it"), by_hand(model, text_ids("n"), "is it s")]
+    assert reward(["a question"] * 2, ["is it", "is it so"]) == pytest.approx(expected, rel=1e-5)
+    assert "coherence: 2 of 2 rows are longer than max_length=8 and were cut" in caplog.text
+    narrow = Coherence(model=model, tokenizer=letters(), max_length=2)
+    assert narrow(["who"], ["me"]) == pytest.approx([by_hand(model, text_ids("o"), "m")], rel=1e-5)
+
+
 def test_likelier_text_earns_more():
     model, tokenizer = tiny(), letters()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -128,6 +140,10 @@ def test_likelier_text_earns_more():
         ({"model": "gpt2", "tokenizer": object()}, "needs a loaded causal LM and its tokenizer, got model='gpt2'"),
         ({"model": torch.nn.Linear(1, 1)}, "needs a loaded causal LM and its tokenizer"),
         ({"model": torch.nn.Linear(1, 1), "tokenizer": object(), "batch_size": 0}, "batch_size must be an integer"),
+        (
+            {"model": torch.nn.Linear(1, 1), "tokenizer": object(), "max_length": 1},
+            r"max_length must be a number in \[2",
+        ),
     ],
 )
 def test_bad_options_teach(options, message):

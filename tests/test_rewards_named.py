@@ -5,7 +5,9 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
+import torch
 
 from rlloss.rewards import (
     SAFETY_PATTERNS,
@@ -49,6 +51,11 @@ def test_every_reward_has_its_name():
 @pytest.mark.parametrize("name", ["numeric_answer", "Numeric-Answer", "GSM8K", "numeric"])
 def test_names_have_other_spellings(name):
     assert get_reward(name).__name__ == "numeric_answer"
+
+
+def test_a_number_is_not_called_math():
+    with pytest.raises(ValueError, match="unknown reward 'math'"):
+        get_reward("math")
 
 
 def test_repr_shows_the_options():
@@ -125,6 +132,15 @@ def test_distinct_n_is_the_share_of_distinct_ngrams():
     assert of(DistinctN(n=1, unit="tokens"), "x", completion_ids=[[5, 5, 5, 6]]) == [0.5]
 
 
+@pytest.mark.parametrize("kind", [list, torch.tensor, np.array, lambda ids: list(torch.tensor(ids))])
+def test_equal_tokens_are_one_in_whatever_they_come(kind):
+    for reward, expected in ((DistinctN(n=1, unit="tokens"), 2 / 4), (Repetition(n=1, unit="tokens"), -2 / 4)):
+        assert of(reward, "x", completion_ids=[kind([5, 5, 5, 6])]) == [expected]
+    rows = list(torch.tensor([[5, 5], [5, 6]]))
+    assert of(DistinctN(n=1, unit="tokens"), "x", "y", completion_ids=rows) == [0.5, 1.0]
+    assert of(DistinctN(n=1, unit="tokens"), "", completion_ids=[kind([])]) == [0.0]
+
+
 def test_tokens_need_their_column():
     with pytest.raises(ValueError, match="length: needs the column 'completion_ids', got"):
         of(Length(unit="tokens"), "a")
@@ -142,6 +158,16 @@ def test_keywords_options_reach_what_they_name():
     assert of(Keywords(words=["Yes"], case=True), "yes", "Yes") == [0.0, 1.0]
     assert of(Keywords(words=["苹果"]), "我喜欢苹果") == [0.0]
     assert of(Keywords(words=["苹果"], whole=False), "我喜欢苹果") == [1.0]
+
+
+def test_keywords_know_a_word_by_any_spelling():
+    composed, decomposed = "na\u00efve caf\u00e9", "nai\u0308ve cafe\u0301"
+    for word, text in ((composed, decomposed), (decomposed, composed)):
+        assert of(Keywords(words=[word]), text, text.upper()) == [1.0, 1.0]
+        assert of(Keywords(words=[word], case=True), text, text.upper()) == [1.0, 0.0]
+    assert of(Keywords(forbidden=["cafe"]), decomposed) == [0.0]
+    assert of(Keywords(words=["thank you"]), "Thank\nyou", "thank  you", "thank\u00a0you", "thankyou") == [1, 1, 1, 0]
+    assert of(Keywords(words=["thank  you"]), "thank you") == [1.0]
 
 
 def test_regex_searches_or_matches_all():
@@ -217,6 +243,16 @@ def test_safety_finds_words_and_patterns():
     assert of(reward, "4111 1111 1111 1111", "harm myself") == [0.0, 0.0]
 
 
+def test_safety_looks_through_white_space_and_spelling():
+    assert of(Safety(), "go  to\nhell", "hang\n yourself", "how  to make\ta pipe bomb") == [0.0] * 3
+    assert of(Safety(words=["d\u00e9mon"], patterns=["b\u00eate"]), "De\u0301mon", "be\u0302te", "demon") == [
+        0.0,
+        0.0,
+        1.0,
+    ]
+    assert of(Safety(words=[], patterns=["(?m)^System:"]), "a\nSystem:", "a System:") == [0.0, 1.0]
+
+
 def test_safety_lists_can_be_replaced_and_extended():
     assert of(Safety(words=["banana"], patterns=[]), "idiot", "A Banana") == [1.0, 0.0]
     assert of(Safety(words=[*SAFETY_WORDS, "banana"]), "idiot", "a banana") == [0.0, 0.0]
@@ -230,6 +266,15 @@ def test_sentiment_is_vaders_compound():
     assert good == pytest.approx(0.6114)  # (2.7 + 0.292) / sqrt(2.992^2 + 15)
     assert -1 <= bad < -0.3
     assert nothing == empty == 0.0
+
+
+def test_sentiment_reads_the_first_words_and_takes_no_time_for_more():
+    pytest.importorskip("vaderSentiment")
+    reward = get_reward("sentiment")
+    assert of(reward, "plain " * 499 + "good " + "bad " * 9) == of(reward, "good")
+    start = time.perf_counter()
+    of(reward, "good but " * 20000, "x" * 100000, " " * 100000)
+    assert time.perf_counter() - start < 5  # all of it would take half an hour
 
 
 def test_sentiment_without_vader_says_what_to_install(monkeypatch):
@@ -255,6 +300,12 @@ BAD = [
     (DistinctN, {"unit": "letters"}, "distinct_n: unit must be one of"),
     (Keywords, {}, "keywords: needs words or forbidden words"),
     (Keywords, {"words": "yes"}, "keywords: words must be a list of non-empty texts, got 'yes'"),
+    (
+        Keywords,
+        {"forbidden": ["\n"]},
+        r"keywords: a word must be more than white space, got '\\n'; look for it by regex",
+    ),
+    (Safety, {"words": [" "]}, "safety: a word must be more than white space"),
     (Keywords, {"words": ["a"], "whole": 1}, "keywords: whole must be True or False"),
     (Regex, {"pattern": "("}, r"regex: pattern '\(' is no regular expression: missing \)"),
     (Regex, {"pattern": 3}, "regex: pattern 3 is no regular expression"),

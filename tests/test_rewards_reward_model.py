@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from rlloss.loop import Session, pairs
+from rlloss.loop.chat import Chat, chat_tokens
 from rlloss.rewards import RewardModel, get_reward
+from rlloss.rewards.window import max_positions
 from rlloss.scalar import ScalarModel
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -281,12 +283,137 @@ def test_scores_are_those_of_eval_mode():
         ({}, r"needs a model, got None; pass get_reward\('reward_model', model='folder or hub name'\)"),
         ({"model": nn.Linear(2, 1)}, "a loaded Linear needs its tokenizer, got None"),
         ({"model": "x", "batch_size": 0}, "batch_size must be an integer of at least 1"),
+        ({"model": "x", "max_length": 0}, "max_length must be an integer of at least 1"),
         ({"model": "x", "append_eos": 1}, "append_eos must be True or False"),
     ],
 )
 def test_bad_options_teach(options, message):
     with pytest.raises(ValueError, match=f"reward_model: {message}"):
         RewardModel(**options)
+
+
+CONTENT_ALONE = (
+    "{% for m in messages %}<turn>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
+    "{% endgeneration %}{% else %}{{ m.content }}{% endif %}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<turn>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("before", [[], [{"role": "assistant", "content": "me"}, {"role": "user", "content": "no"}]])
+def test_a_turn_that_says_nothing_is_scored_at_the_end_of_the_conversation(before):
+    tokenizer, model = letters(template=CONTENT_ALONE), scalar_model()
+    chat = [{"role": "user", "content": "who?"}, *before]
+    ids = tokenizer.apply_chat_template([*chat, {"role": "assistant", "content": ""}])["input_ids"]
+    with torch.no_grad():
+        expected = float(model(torch.tensor([ids]))[0, -1])
+    reward = RewardModel(model=model, tokenizer=tokenizer)
+    assert reward([chat] * 2, ["", "me"])[0] == pytest.approx(expected, rel=1e-5)
+    # what a policy would be trained on stays refused
+    with pytest.raises(ValueError, match="spans of tokens"):
+        list(chat_tokens(tokenizer, [Chat("row 1", [*chat, {"role": "assistant", "content": ""}])]))
+
+
+def test_a_turn_without_any_token_is_scored_at_the_end_of_the_conversation():
+    tokenizer = letters(template="{% for m in messages %}{{ m.content }}{% endfor %}")
+    reward = RewardModel(model=(model := scalar_model()), tokenizer=tokenizer)
+    with torch.no_grad():
+        expected = float(model(torch.tensor([list(map(VOCABULARY.index, "who?"))]))[0, -1])
+    assert reward([[{"role": "user", "content": "who?"}]], [""]) == pytest.approx([expected], rel=1e-5)
+
+
+def short(model_kind):
+    """A model of twelve positions with its tokenizer, and what it scores of ids alone."""
+    tokenizer = letters()
+    if model_kind == "ScalarModel":
+        torch.manual_seed(0)
+        lm = transformers.GPT2LMHeadModel(
+            transformers.GPT2Config(**SIZE | {"max_position_embeddings": 12, "n_head": 2})
+        )
+        model: Any = ScalarModel(lm.eval(), bias=False)
+        nn.init.normal_(model.head.weight)
+        return model, tokenizer, lambda ids: float(model(torch.tensor([ids]))[0, -1].detach())
+    model = classifier(max_position_embeddings=12)
+    return model, tokenizer, lambda ids: by_hand(model, ids)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "ScalarModel"])
+@pytest.mark.parametrize("template", [None, "{% for m in messages %}{{ m.content }}</s>{% endfor %}"])
+def test_a_long_row_loses_its_prompts_beginning_then_its_completions_end(kind, template, caplog):
+    model, tokenizer, score = short(kind)
+    tokenizer.chat_template = template
+    prompts: list[Any] = ["a question", "b", "a question"]
+    if template is not None:
+        prompts = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    reward = RewardModel(model=model, tokenizer=tokenizer)
+    completions = ["an answer", "c", "an answer that is long"]
+    end = [] if template is None else [2]
+    # of 12 tokens
+    rows = [[*map(VOCABULARY.index, "question"), *end, *map(VOCABULARY.index, "an answer"), 2][-12:]]
+    rows += [[*([1] if template is None else []), *map(VOCABULARY.index, "b"), *end, VOCABULARY.index("c"), 2]]
+    rows += [[*map(VOCABULARY.index, "an answer th")]]
+    close(reward(prompts, completions), [score(ids) for ids in rows])
+    assert "reward_model: 2 of 3 rows are longer than max_length=12 and were cut (longest: " in caplog.text
+    caplog.clear()
+    reward(prompts, completions)
+    assert not caplog.text  # said once
+
+
+def test_max_length_is_the_models_own_or_what_is_asked_for():
+    model, tokenizer = classifier(), letters()
+    short = RewardModel(model=model, tokenizer=tokenizer, max_length=4)
+    assert short(["who"], ["me"]) == pytest.approx([by_hand(model, [*map(VOCABULARY.index, "ome"), 2])], rel=1e-5)
+    assert "max_length=4" in repr(short)
+    assert max_positions(model) == 128
+    assert max_positions(classifier("Roberta", max_position_embeddings=130, pad_token_id=1)) == 128
+    assert max_positions(ScalarModel(causal_lm())) == 128
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta"])
+def test_a_long_pair_loses_its_prompts_beginning_then_all_of_it(kind):
+    tokenizer = letters()
+    marks = [("[CLS]", 4), ("[SEP]", 5)]
+    tokenizer.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=marks
+    )
+    tokenizer.add_special_tokens({"cls_token": "[CLS]", "sep_token": "[SEP]"})
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    model = classifier(kind, max_position_embeddings=13, pad_token_id=0)
+    reward = RewardModel(model=model, tokenizer=tokenizer, batch_size=2, max_length=None if kind == "Roberta" else 12)
+
+    def score(before, completion):
+        ids = [4, *map(VOCABULARY.index, before), *([5] if before else []), *map(VOCABULARY.index, completion), 5]
+        assert len(ids) <= 12
+        with torch.no_grad():
+            return float(model(torch.tensor([ids])).logits[0, 0])
+
+    expected = [score("estion", "abc"), score("b", "c"), score("", "an answer "), score("", "an answer ")]
+    given = reward(["a question", "b", "a question", ""], ["abc", "c", "an answer that", "an answer that"])
+    torch.testing.assert_close(torch.tensor(given), torch.tensor(expected), rtol=2e-5, atol=2e-5)
+    # the tokenizer is as it was
+    assert tokenizer.truncation_side == "right"
+    assert len(tokenizer("a question that is long")["input_ids"]) == 25
+
+
+@pytest.mark.parametrize("template", [None, TEMPLATE])
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        ([{"role": "user", "content": None}], r"prompt: message 1 \(user\) needs a text as content, got None"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
+            r"message 1 \(user\) needs a text .*got \[\{'t",
+        ),
+        (
+            [{"role": "user", "content": "a"}, "b"],
+            r"prompt: message 2 must be \{'role': ..., 'content': ...\}, got 'b'",
+        ),
+        (None, "prompt: must be a text or a list of messages, got NoneType"),
+    ],
+)
+def test_prompts_that_say_no_text_teach(template, prompt, message):
+    for model in (classifier(), scalar_model()):
+        with pytest.raises(ValueError, match=message):
+            RewardModel(model=model, tokenizer=letters(template=template))([prompt], ["a"])
 
 
 def test_rows_that_cannot_be_scored_teach():

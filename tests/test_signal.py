@@ -1,8 +1,11 @@
 """Signal's interface: the blocks of its documentation, the order of calls, runs, checkpoints and errors that teach."""
 
 import asyncio
+import copy
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -10,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -274,6 +278,70 @@ def test_a_reference_is_found_by_name_as_base_as_a_module_or_in_the_session(fold
     assert named["loss"] != pytest.approx(unnamed["loss"], rel=1e-3)
 
 
+def test_a_module_becomes_a_frozen_reference_and_never_the_trained_model(tokenizer):
+    client = TrainingClient(session_of(tokenizer))
+    reference = tiny_llama(1, attention_dropout=0.5).train()
+    kls = [
+        run(client.forward_backward(ppo_batch(), "enhanced_ppo", {"reference_model": reference}))["metrics"]
+        for _ in range(2)
+    ]
+    assert kls[0] == kls[1]
+    assert not reference.training
+    assert not any(p.requires_grad for p in reference.parameters())
+    model = client.session.model
+    for own in (model, model.model):  # the model, and what is in it
+        with pytest.raises(ValueError, match=r"holds the weights that this run trains.*frozen_copy\(model\)"):
+            run(client.forward_backward(pairs(), "dpo", {"reference_model": own}))
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_folder_that_was_written_anew_is_read_anew(folder, tokenizer, tmp_path):
+    client = Client()
+    training_client = client.get_training_client(client.create_run(folder, critic=None))
+    other = client.get_training_client(client.create_run(folder, critic=None))
+    models = client._references._models
+
+    async def margin_after_saving():
+        await training_client.save_model(tmp_path / "now")
+        kwargs = {"reference_model": tmp_path / "now"}
+        result = await training_client.forward_backward(pairs(), "dpo", kwargs)
+        await training_client.optim_step(learning_rate=1e-2)
+        return result["metrics"]["reward_margin"]
+
+    # the reference is what was saved just now
+    assert [run(margin_after_saving()) for _ in range(3)] == pytest.approx([0.0] * 3, abs=1e-7)
+    assert len(models) == 1  # those of before are gone
+    relative = {"reference_model": os.path.relpath(tmp_path / "now")}
+    run(training_client.forward_backward(pairs(), "dpo", relative))
+    run(other.forward_backward(pairs(), "dpo", {"reference_model": str(tmp_path / "now")}))
+    assert len(models) == 1  # one folder by three names
+
+
+def test_base_is_what_the_run_started_from_even_where_its_folder_was_written(folder, tmp_path):
+    start = shutil.copytree(folder, tmp_path / "start")
+    client = Client()
+    early, late = (client.get_training_client(client.create_run(start, critic=None)) for _ in range(2))
+
+    async def from_base(training_client):
+        return (await training_client.forward_backward(pairs(), "dpo", {"reference_model": "base"}))["loss"]
+
+    run(early.forward_backward(text()))
+    run(early.optim_step(learning_rate=1e-2))
+    before = run(from_base(early))
+    run(early.save_model(start))
+    assert run(from_base(early)) == before  # it is in memory
+    run(from_base(late))  # for all who started from there
+
+
+def test_base_that_was_overwritten_before_it_was_read_is_missed(folder, tmp_path):
+    start = shutil.copytree(folder, tmp_path / "start")
+    client = Client()
+    training_client = client.get_training_client(client.create_run(start, critic=None))
+    run(training_client.save_model(start))
+    with pytest.raises(ValueError, match=r"'base' is what the run started from, and the folder .* has been written"):
+        run(training_client.forward_backward(pairs(), "dpo", {"reference_model": "base"}))
+
+
 # the order of calls
 
 
@@ -368,6 +436,52 @@ def test_clients_of_one_session_share_its_queue_and_those_of_two_do_not(tokenize
     assert most == [2]
 
 
+def test_a_call_reads_what_it_was_given_when_it_was_started(tokenizer):
+    expected = run(TrainingClient(session_of(tokenizer)).forward_backward(text(), "causal_lm"))["loss"]
+    client = TrainingClient(session_of(tokenizer))
+    ids = text()["input_ids"]
+    batches = [{**text(), "input_ids": given} for given in (ids.clone(), ids.numpy().copy(), ids.tolist())]
+
+    async def mutated():
+        calls = [asyncio.create_task(client.forward_backward(batch, "causal_lm")) for batch in [text(), *batches]]
+        await asyncio.sleep(0)  # all have started, and three wait
+        batches[0]["input_ids"].fill_(3)
+        batches[1]["input_ids"].fill(3)
+        batches[2]["input_ids"][0][:] = [3] * 6
+        return [result["loss"] for result in await asyncio.gather(*calls)]
+
+    assert run(mutated()) == [expected] * 4
+
+
+def test_a_cancelled_call_never_runs_or_is_finished_and_counts(tokenizer, monkeypatch):
+    session = session_of(tokenizer)
+    client, begun, go_on = TrainingClient(session), threading.Event(), threading.Event()
+    calls, ran = session.forward_backward, []
+
+    def held(batch, loss_fn):
+        begun.set()
+        go_on.wait()
+        ran.append(batch)
+        return calls(batch, loss_fn)
+
+    monkeypatch.setattr(session, "forward_backward", held)
+
+    async def cancelled():
+        at_work, waiting = (asyncio.create_task(client.forward_backward(text())) for _ in range(2))
+        while not begun.is_set():
+            await asyncio.sleep(0.01)
+        at_work.cancel()
+        waiting.cancel()
+        results = await asyncio.gather(at_work, waiting, return_exceptions=True)
+        go_on.set()
+        return results, await client.optim_step()
+
+    results, update = run(cancelled())
+    assert [type(result) for result in results] == [asyncio.CancelledError] * 2
+    assert len(ran) == 1
+    assert update["grad_norm"] > 0
+
+
 # the other verbs
 
 
@@ -380,6 +494,33 @@ def test_optim_step_takes_a_learning_rate_and_a_clip(tokenizer):
     second = run(client.optim_step())
     assert second["learning_rate"] == 0.0  # from that update on
     assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-5)  # it moved nothing
+
+
+def test_learning_rates_of_groups_keep_their_ratio(tokenizer):
+    client = TrainingClient(session_of(tokenizer, critic_learning_rate=1e-3))
+    groups = client.session.optimizer.param_groups
+    for learning_rate in (2e-2, 0.0, 5e-3):
+        run(client.forward_backward(ppo_batch(), "enhanced_ppo"))
+        assert run(client.optim_step(learning_rate=learning_rate))["learning_rate"] == learning_rate
+        assert [group["lr"] for group in groups] == pytest.approx([learning_rate, learning_rate / 10], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ({"learning_rate": 0.5, "max_grad_norm": -1.0}, "max_grad_norm must be a number in"),
+        ({"learning_rate": float("inf")}, "learning_rate must be a number in"),
+        ({"learning_rate": -0.1}, "learning_rate must be a number in"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number in"),
+    ],
+)
+def test_a_refused_update_changes_nothing(tokenizer, numbers, message):
+    client = TrainingClient(session_of(tokenizer))
+    run(client.forward_backward(text()))
+    with pytest.raises(ValueError, match=message):
+        run(client.optim_step(**numbers))
+    assert {group["lr"] for group in client.session.optimizer.param_groups} == {1e-2}
+    assert client._has_gradient()
 
 
 def clip_of_the_update(client, monkeypatch):
@@ -411,6 +552,47 @@ def test_sample_takes_texts_conversations_and_ids(tokenizer):
     greedy = [run(client.sample([p], max_new_tokens=4, temperature=0.0)) for p in ("ab", [2, 3], torch.tensor([2, 3]))]
     assert greedy[0][0]["token_ids"] == greedy[1][0]["token_ids"] == greedy[2][0]["token_ids"]
     json.dumps(drawn)
+
+
+def test_sample_takes_ids_in_any_form_and_keeps_a_copy(tokenizer):
+    client = TrainingClient(session_of(tokenizer))
+    forms: list[Any] = [[[2, 3]], [np.array([2, 3])], [[np.int64(2), np.int64(3)]], torch.tensor([[2, 3]]), [(2, 3)]]
+    forms += [np.array([[2, 3]]), ("ab",), [[{"role": "user", "content": "ab"}]]]
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    client.session.tokenizer = tokenizer
+    drawn = [run(client.sample(form, max_new_tokens=3, temperature=0.0)) for form in forms]
+    assert drawn == [drawn[0]] * len(forms)
+
+    async def mutated():
+        ids = [4, 5]
+        calls = [asyncio.create_task(client.sample([[2, 3]], max_new_tokens=3, temperature=0.0)) for _ in range(2)]
+        calls.append(asyncio.create_task(client.sample([ids], max_new_tokens=3, temperature=0.0)))
+        await asyncio.sleep(0)
+        ids[:] = [2, 3]
+        return [x["log_probs"] for x in (await asyncio.gather(*calls))[2]]
+
+    assert run(mutated()) != [drawn[0][0]["log_probs"]]
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ("2+2=", r"must be a list of prompts, got one text; pass \['2\+2='\]"),
+        ([2, 3, 4], r"must be a list of prompts, got the token ids of one; pass \[prompt\]"),
+        (torch.tensor([2, 3]), "got the token ids of one"),
+        (np.array([2, 3]), "got the token ids of one"),
+        ([{"role": "user", "content": "a"}], "got the messages of one"),
+        ({"role": "user", "content": "a"}, "must be a list of prompts, got dict"),
+        (None, "must be a list of prompts, got NoneType"),
+        ([[]], r"prompts\[0\] is empty"),
+        ([[2, 99]], "vocabulary is 0 to 9"),
+    ],
+)
+def test_one_prompt_without_a_list_is_no_list_of_characters(tokenizer, prompts, message):
+    with pytest.raises(ValueError, match=message):
+        run(TrainingClient(session_of(tokenizer)).sample(prompts, max_new_tokens=2))
 
 
 def test_what_was_sampled_trains(tokenizer):
@@ -518,6 +700,30 @@ BAD = {
     "an argument of no loss": (text, "causal_lm", {"beta": 0.1}, "unknown loss_kwargs 'beta'. Known: none"),
     "a key": (lambda: {**text(), "input_id": 1}, "causal_lm", {}, "unknown key 'input_id'; did you mean 'input_ids'"),
     "labels": (lambda: {**text(), "labels": 1}, "causal_lm", {}, r"response_mask = \(labels != -100\)"),
+    "an id of another tokenizer": (
+        lambda: {**text(), "input_ids": text()["input_ids"].index_fill(1, torch.tensor(1), 99)},
+        "causal_lm",
+        {},
+        r"row 0 holds the token id 99, but the model's vocabulary is 0 to 9; is it another model's tokenizer",
+    ),
+    "a negative id": (
+        lambda: {**pairs(), "rejected_input_ids": torch.full((3, 6), -100)},
+        "dpo",
+        {},
+        "dpo: rejected: row 0 holds the token id -100, .* padding that the mask calls real",
+    ),
+    "an id of a response": (
+        lambda: {**grpo_batch(), "response_ids": torch.full((2, 4, 5), 10)},
+        "grpo",
+        {},
+        "row 0 holds the token id 10",
+    ),
+    "a clip that clips the values": (
+        ppo_batch,
+        "enhanced_ppo",
+        {"clip_epsilon": 0},
+        "enhanced_ppo: clip_epsilon=0 also clips the values.*, or clip_value_loss=False",
+    ),
     "a missing key": (lambda: without(ppo_batch(), "old_log_probs"), "enhanced_ppo", {}, "needs 'old_log_probs', got"),
     "a list of examples": (lambda: [text()], "causal_lm", {}, "batch_data must be a dict of tensors, got list"),
     "ragged lists": (lambda: {**text(), "input_ids": [[1], [2, 3]]}, "causal_lm", {}, "pad shorter rows"),
@@ -610,6 +816,18 @@ BAD = {
     "a lone sequence": (
         lambda: {name: x[:1] for name, x in is_batch().items()},
         "importance_sampling",
+        {},
+        "one sequence has nothing to be compared with",
+    ),
+    "a lone sequence with rewards per token": (
+        lambda: {**{name: x[:1] for name, x in is_batch().items()}, "rewards": torch.zeros(1, 6)},
+        "importance_sampling",
+        {},
+        "one sequence has nothing to be compared with",
+    ),
+    "a lone sequence of PPO": (
+        lambda: {name: x[:1] for name, x in ppo_batch().items()},
+        "conservative_ppo",
         {},
         "one sequence has nothing to be compared with",
     ),
@@ -713,6 +931,68 @@ def test_updates_and_checkpoints_need_their_turn(tokenizer, tmp_path):
         run(client.optim_step(learning_rate=1e-3))
 
 
+def test_padding_may_hold_any_id(tokenizer):
+    batch = text()
+    batch["input_ids"] = torch.where(batch["attention_mask"].bool(), batch["input_ids"], -100)
+    run(TrainingClient(session_of(tokenizer)).forward_backward(batch))
+    pair = {"chosen_input_ids": [[2, 99]], "chosen_attention_mask": [[1, 1]]}
+    pair |= {name.replace("chosen", "rejected"): x for name, x in pair.items()}
+    with pytest.raises(ValueError, match="reward_modeling: chosen: row 0 holds the token id 99"):
+        run(TrainingClient(reward_session(tokenizer)).forward_backward(pair, "reward_modeling"))
+
+
+def failing_at(session, number):
+    """The model fails in a forward pass that makes a gradient."""
+    calls = []
+
+    def failing(*_):
+        calls.append(torch.is_grad_enabled())
+        if calls[-1] and sum(calls) == number:
+            raise RuntimeError("out of memory")
+
+    session.model.model.register_forward_pre_hook(failing)
+
+
+def test_a_call_that_fails_halfway_leaves_no_half_gradient(tokenizer):
+    client = TrainingClient(session_of(tokenizer, micro_batch_tokens=6))
+    failing_at(client.session, 2)
+    with pytest.raises(RuntimeError, match="out of memory") as failed:
+        run(client.forward_backward(ppo_batch(), "enhanced_ppo", {"max_grad_norm": 0.5}))
+    assert failed.value.__notes__ == ["enhanced_ppo: dropped the gradient of this call"]
+    assert not client._has_gradient()
+    # the clip of the failed call is forgotten too
+    run(client.forward_backward(ppo_batch(), "enhanced_ppo", {"max_grad_norm": 0.7}))
+    assert run(client.optim_step())["step"] == 1
+
+
+def test_a_call_that_fails_halfway_says_what_else_it_took_along(tokenizer):
+    client = TrainingClient(session_of(tokenizer, micro_batch_tokens=6))
+    run(client.forward_backward(ppo_batch(), "enhanced_ppo", {"max_grad_norm": 0.5}))
+    failing_at(client.session, 2)
+    with pytest.raises(RuntimeError, match="out of memory") as failed:
+        run(client.forward_backward(text()))
+    assert "of the earlier ones since the last update: make those again" in failed.value.__notes__[0]
+    assert not client._has_gradient()
+    assert client._worker.max_grad_norm is None
+
+
+def test_a_gradient_that_is_not_finite_does_not_stop_the_run(tokenizer, monkeypatch):
+    client = TrainingClient(session_of(tokenizer))
+    batch = {**is_batch(), "advantages": torch.full((3,), 3e38), "behavior_log_probs": torch.full((3,), -40.0)}
+    del batch["rewards"]
+    run(client.forward_backward(batch, "importance_sampling"))
+    run(client.forward_backward(ppo_batch(), "enhanced_ppo", {"max_grad_norm": 0.5}))
+    with pytest.raises(FloatingPointError, match="nothing was updated") as failed:
+        run(client.optim_step())
+    assert failed.value.__notes__ == ["optim_step: dropped the gradient, so that the run can go on"]
+    clips = []
+    step = client.session.optim_step
+    monkeypatch.setattr(client.session, "optim_step", lambda: clips.append(client.session.max_grad_norm) or step())
+    run(client.forward_backward(text()))
+    assert run(client.optim_step())["step"] == 1
+    assert clips == [1.0]
+
+
 def test_a_failed_call_leaves_the_queue_working(tokenizer):
     client = TrainingClient(session_of(tokenizer))
 
@@ -733,6 +1013,8 @@ def test_runs_by_unknown_names_are_explained(folder):
         client.get_training_client("polcy")
     with pytest.raises(ValueError, match="run 'policy' exists"):
         client.create_run(folder, run_id="policy")
+    with pytest.raises(ValueError, match="a reward model has no critic, got critic='separate'"):
+        client.create_run(folder, reward_model=True, critic="separate")
     with pytest.raises(ValueError, match="critic must be one of"):
         client.create_run(folder, critic="own")  # pyright: ignore[reportArgumentType]
 

@@ -577,7 +577,21 @@ def test_metrics_of_importance_sampling_count_each_sequence_once():
     assert metrics["is_ratio_max"] == pytest.approx(ratio.max().item(), rel=1e-6)
     assert metrics["is_ratio_min"] == pytest.approx(ratio.min().item(), rel=1e-6)
     assert metrics["clipped_fraction"] == pytest.approx(2 / 3)
-    assert metrics["advantage_mean"] == pytest.approx((1 * 6 + 2 * 3 - 1 * 4) / 13)
+    assert metrics["advantage_mean"] == pytest.approx((1 + 2 - 1) / 3)
+
+
+def test_the_kl_of_answers_of_long_ago_is_held_as_their_weights_are():
+    session = session_of()
+    with torch.no_grad():
+        logprobs, ref = (logprobs_of(model)[0] for model in (session.model, session.reference))
+    k3 = torch.where(TRAINED, rlloss.kl_k3(logprobs, ref), 0).sum()
+    advantages = torch.zeros(3, dtype=torch.float64)
+    sums = rlloss.sequence_sum(logprobs, TRAINED)
+    for behavior, held in ((sums - 60, 10.0), (sums + 60, 0.1), (sums - TRAINED.sum(-1), torch.e)):
+        # a sum says nothing of its tokens, and each gets the same share: a ratio of e^+-10 or more, or of e
+        batch = replayed(session, behavior_log_probs=behavior, advantages=advantages)
+        metrics = forward_backward(session, batch, "importance_sampling")["metrics"]
+        assert metrics["kl_penalty"] == pytest.approx(0.1 * held * k3.item() / 3, rel=1e-5)
 
 
 def test_parts_of_a_policy_loss_add_up_to_it():

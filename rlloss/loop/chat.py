@@ -69,12 +69,17 @@ def generation_prompts(tokenizer: Any, chats: Sequence[Chat]) -> list[list[int]]
     return token_ids(tokenizer, texts, special=False)
 
 
-def chat_tokens(tokenizer: Any, chats: Sequence[Chat]) -> Iterator[tuple[list[int], list[bool]]]:
+def chat_tokens(
+    tokenizer: Any, chats: Sequence[Chat], *, or_last: bool = False
+) -> Iterator[tuple[list[int], list[bool]]]:
     """Token ids of conversations and the mask of what the assistant must learn to write: content and end of turn.
 
     The template's own `{% generation %}` marks decide where it has them. Otherwise the turn of message i is what
     messages[:i+1] add to messages[:i] with the generation prompt, and a template for which one is not the beginning of
     the other is refused.
+
+    Of a last message that is empty, marks may hold nothing. `or_last` then takes the last token of the conversation:
+    for models that score one, and not to train a policy, which would learn to write what its template writes.
     """
     for chat in chats:
         if not _turns(chat):
@@ -83,9 +88,9 @@ def chat_tokens(tokenizer: Any, chats: Sequence[Chat]) -> Iterator[tuple[list[in
                 f"{chat.place}: no message has the role 'assistant', so nothing is trained; roles: {roles}"
             )
     if chats and _has_generation_marks(tokenizer, chats[0].place):
-        return (_marked(tokenizer, chat) for chat in chats)
+        return (_marked(tokenizer, chat, or_last) for chat in chats)
     chunks = (chats[i : i + _CHUNK] for i in range(0, len(chats), _CHUNK))
-    return chain.from_iterable(_by_prefixes(tokenizer, chunk) for chunk in chunks)
+    return chain.from_iterable(_by_prefixes(tokenizer, chunk, or_last) for chunk in chunks)
 
 
 def _turns(chat: Chat) -> list[int]:
@@ -123,13 +128,15 @@ def _rendered(tokenizer: Any, chat: Chat, count: int, *, generation_prompt: bool
     return _applied(tokenizer, chat, count, tokenize=False, add_generation_prompt=generation_prompt)
 
 
-def _marked(tokenizer: Any, chat: Chat) -> tuple[list[int], list[bool]]:
+def _marked(tokenizer: Any, chat: Chat, or_last: bool) -> tuple[list[int], list[bool]]:
     options = {"return_dict": True, "return_assistant_tokens_mask": True}
     encoded = _applied(tokenizer, chat, len(chat.messages), **options)
     ids, marks = list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
     runs = [list(run) for _, run in groupby(range(len(marks)), key=lambda t: marks[t])]
     runs = [run for run in runs if marks[run[0]]]
     turns = sum(message["role"] == "assistant" for message in chat.messages)
+    if or_last and len(runs) == turns - 1 and not str(chat.messages[-1].get("content") or "").strip():
+        return ids, [False] * (len(ids) - 1) + [True]
     # transformers drops, or extends to the end, a span whose first or last character belongs to no token.
     if len(runs) != turns:
         raise ValueError(
@@ -140,7 +147,7 @@ def _marked(tokenizer: Any, chat: Chat) -> tuple[list[int], list[bool]]:
     return ids, [t in trained for t in range(len(ids))]
 
 
-def _by_prefixes(tokenizer: Any, chats: Sequence[Chat]) -> Iterator[tuple[list[int], list[bool]]]:
+def _by_prefixes(tokenizer: Any, chats: Sequence[Chat], or_last: bool) -> Iterator[tuple[list[int], list[bool]]]:
     asked: dict[tuple[int, int, bool], str] = {}
     for row, chat in enumerate(chats):
         if _turns(chat)[0] == 0:
@@ -158,6 +165,8 @@ def _by_prefixes(tokenizer: Any, chats: Sequence[Chat]) -> Iterator[tuple[list[i
             _check_prefix(tokenizer, f"{chat.place}: message {i + 1}", after, whole)
             start, end = len(before), _end_of_turn(tokenizer, after, len(before))
             mask[start:end] = [True] * (end - start)
+        if or_last and True not in mask:
+            mask[-1] = True
         yield whole, mask
 
 

@@ -1,17 +1,17 @@
 """Reward functions in the field's form: (prompts, completions, **columns) -> a number per completion, or per token."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rlloss._checks import check_range
+from rlloss.rewards.call import RewardFunction, called, check_number, finite_numbers, name_of, parts_of
 
 __all__ = ["RewardFunction", "Rewards", "Scores"]
-
-RewardFunction = Callable[..., Sequence[float] | Sequence[Sequence[float]]]
 
 
 class Scores(NamedTuple):
@@ -45,12 +45,33 @@ class Rewards:
         if len(self.weights) != len(self.functions):
             raise ValueError(f"Rewards: {len(self.functions)} functions need as many weights, got {self.weights}")
         for weight in self.weights:
-            check_range("Rewards", "weight", weight)
-        self.names = [_name(f) for f in self.functions]
+            check_range("Rewards", "weight", weight, -sys.float_info.max, sys.float_info.max)
+        self.names = [name_of(f) for f in self.functions]
 
     def modules(self) -> dict[str, nn.Module]:
-        """The functions that are modules, whose state belongs into a checkpoint."""
-        return {f"reward_{i}": f for i, f in enumerate(self.functions) if isinstance(f, nn.Module)}
+        """The functions that are modules, whose state belongs into a checkpoint, and those that others are made of."""
+        parts = [(i, j, part) for i, f in enumerate(self.functions) for j, part in enumerate(parts_of(f))]
+        return {f"reward_{i}_{j}" if j else f"reward_{i}": p for i, j, p in parts if isinstance(p, nn.Module)}
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Modules are in eval mode for as long as the context lasts: what is only measured teaches no statistics.
+
+        >>> norm = nn.Identity()
+        >>> with Rewards(norm).frozen():
+        ...     norm.training
+        False
+        >>> norm.training
+        True
+        """
+        awake = [m for module in self.modules().values() for m in module.modules() if m.training]
+        for module in awake:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in awake:
+                module.training = True
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
@@ -58,9 +79,11 @@ class Rewards:
         """The weighted rewards of all completions."""
         total, means, parts = torch.zeros(len(completions)), {}, []
         for function, name, weight in zip(self.functions, self.names, self.weights, strict=True):
-            given = _called(function, prompts, completions, columns)
+            given = called(function, prompts, completions, columns)
             tokens = _per_token(given, name, completions, columns)
-            values = _checked(given if tokens is None else [sum(row) for row in tokens], name, completions)
+            given = given if tokens is None else [sum(row) for row in tokens]
+            numbers = finite_numbers(f"reward function {name!r}", given, completions)
+            values = torch.tensor(numbers, dtype=torch.float32)
             means[f"reward/{name}"] = float(values.mean())
             total += weight * values
             parts.append((weight, values.tolist(), tokens))
@@ -74,20 +97,6 @@ class Rewards:
         return Scores(total, means if len(self.functions) > 1 else {}, per_token)
 
 
-def _called(
-    function: RewardFunction, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
-) -> Any:
-    """What a function returns of the arguments that it takes, by name where it has their names."""
-    parameters = inspect.signature(function.forward if isinstance(function, nn.Module) else function).parameters
-    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    wanted = {name: column for name, column in columns.items() if takes_all or name in parameters}
-    if "completions" not in parameters:
-        return function(prompts, completions, **wanted)
-    if takes_all or "prompts" in parameters:
-        wanted["prompts"] = prompts
-    return function(completions=completions, **wanted)
-
-
 def _per_token(
     given: Any, name: str, completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
 ) -> list[list[float]] | None:
@@ -95,7 +104,7 @@ def _per_token(
     rows = [_numbers(row) for row in given] if isinstance(given, list | tuple) else []
     if all(row is None for row in rows):
         return None
-    _check_length(len(given), name, completions)
+    check_number(f"reward function {name!r}", given, completions)
     if "completion_ids" not in columns:
         raise ValueError(f"reward function {name!r}: rewards per token need the column completion_ids, got none")
     made: list[list[float]] = []
@@ -115,29 +124,3 @@ def _numbers(row: Any) -> list[float] | None:
     if getattr(row, "ndim", 0) == 1:  # an array or a tensor
         row = row.tolist()
     return [float(x) for x in row] if isinstance(row, list | tuple) else None
-
-
-def _checked(values: Any, name: str, completions: Sequence[str]) -> Tensor:
-    try:
-        rewards = torch.tensor([float(v) for v in values], dtype=torch.float32)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"reward function {name!r}: must return one number per completion, got {values!r:.200}"
-        ) from error
-    _check_length(len(rewards), name, completions)
-    bad = (~rewards.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(
-            f"reward function {name!r}: returned {rewards[bad[0]].item()} for completion {bad[0]} "
-            f"({completions[bad[0]]!r:.200}); return a finite number, such as 0.0 for an answer without a score"
-        )
-    return rewards
-
-
-def _check_length(number: int, name: str, completions: Sequence[str]) -> None:
-    if number != len(completions):
-        raise ValueError(f"reward function {name!r}: got {len(completions)} completions but returned {number} rewards")
-
-
-def _name(function: RewardFunction) -> str:
-    return getattr(function, "__name__", type(function).__name__)

@@ -1,5 +1,6 @@
 """Truncated importance sampling: the off-policy policy gradient, its weights held within bounds."""
 
+import math
 from typing import Literal, Unpack
 
 from torch import Tensor
@@ -29,11 +30,16 @@ class ImportanceSamplingLoss(PolicyLoss):
     and never average. Base class: inputs, options and metrics (ratio is the one before the clip); adds clip_frac, the
     share of tokens whose weight is clipped.
 
+    The KL term stays per token, under each token's own ratio r, held to the same bounds as the weights, since one
+    answer of long ago would outweigh all others. The bound holds how much a token counts, as above: with it, the
+    gradient of a token's k3 is clip(r_t) (l_t - ref_t). So the term descends KL(pi||ref) exactly where no r_t is
+    clipped, and elsewhere with that token's weight cut, as truncated importance sampling does the expected reward.
+
     Args:
         ratio_level: `sequence` or `token`: whose ratio is the weight.
         ratio_min: Least weight, at most 1.
         ratio_max: Largest weight, at least 1; `math.inf` for none but the bound of every ratio, max_log_ratio.
-        **options: `rlloss.PolicyOptions`; the KL term stays per token, under each token's own ratio.
+        **options: `rlloss.PolicyOptions`.
 
     >>> import torch
     >>> l, mask = torch.tensor([[-1.0, -2.0]]), torch.ones(1, 2, dtype=torch.bool)
@@ -64,3 +70,10 @@ class ImportanceSamplingLoss(PolicyLoss):
         is_clipped = (batch.ratio < self.ratio_min) | (batch.ratio > self.ratio_max)
         metrics: dict[str, Metric] = {"clip_frac": Mean.of(is_clipped.to(weight.dtype), batch.loss_mask)}
         return -weight * batch.advantages * batch.logprobs, metrics
+
+    def ref_kl(self, batch: PolicyBatch) -> Tensor:
+        """The KL penalty per token, its own ratio held within the bounds of the weights."""
+        low, high = (math.log(r) if r else -math.inf for r in (self.ratio_min, self.ratio_max))
+        now = batch.logprobs.detach()
+        # an old log-prob that gives the held ratio, and leaves the gradient of the log-prob as it is
+        return super().ref_kl(batch._replace(old_logprobs=batch.old_logprobs.clamp(now - high, now - low)))

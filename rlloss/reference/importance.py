@@ -1,5 +1,6 @@
 """Truncated importance sampling: REINFORCE on advantages that a clipped ratio scales."""
 
+import math
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -28,7 +29,8 @@ def importance_sampling(
     w_it = min(max(ratio_it, ratio_min), ratio_max), its gradient stopped
     loss = -(1 / S) sum_i sum_t w_it A_it logprob_it, and the other `terms` of `token_losses`
 
-    The ratio is that of the whole sequence, or of the token under `ratio_level="token"`.
+    The ratio is that of the whole sequence, or of the token under `ratio_level="token"`. In the KL term it is the
+    token's own, pi / pi_old at first; where that leaves its bounds, the bound times pi / sg(pi).
 
     >>> importance_sampling([[-1.0, -2.0]], [[-4.0, -5.0]], [0.5], [[True, True]], ratio_max=2.0)  # 2 * 0.5 * 3
     3.0
@@ -37,18 +39,26 @@ def importance_sampling(
     frozen = rows(logprobs if frozen_logprobs is None else frozen_logprobs, cu_seqlens)
     old = frozen if old_logprobs is None else rows(old_logprobs, cu_seqlens)
     weighted = advantage_rows(advantages, mask, cu_seqlens)
+    held_old = [list(row) for row in old]
     for i in range(len(mask)):
         for t in range(len(mask[i])):
             if mask[i][t]:
                 ratio = importance_ratio(frozen[i], old[i], mask[i], t, ratio_level, max_log_ratio)
                 weighted[i][t] *= min(max(ratio, ratio_min), ratio_max)
+                own = importance_ratio(frozen[i], old[i], mask[i], t, "token", max_log_ratio)
+                if not ratio_min <= own <= ratio_max:
+                    held_old[i][t] = frozen[i][t] - math.log(min(max(own, ratio_min), ratio_max))
     return reinforce(
         logprobs,
-        old_logprobs,
-        weighted if cu_seqlens is None else [advantage for row in weighted for advantage in row],
+        _as_given(held_old, cu_seqlens),
+        _as_given(weighted, cu_seqlens),
         loss_mask,
         max_log_ratio=max_log_ratio,
         cu_seqlens=cu_seqlens,
         frozen_logprobs=frozen_logprobs,
         **terms,
     )
+
+
+def _as_given(by_sequence: list[list[float]], cu_seqlens: ArrayLike | None) -> ArrayLike:
+    return by_sequence if cu_seqlens is None else [number for row in by_sequence for number in row]

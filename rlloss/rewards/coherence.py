@@ -6,11 +6,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlloss._checks import check_count
+from rlloss._checks import check_count, check_range
 from rlloss.logprobs import sequence_mean_logps
 from rlloss.models import model_logprobs
 from rlloss.rewards.prompts import prompt_ids
 from rlloss.rewards.reward import Columns, Reward
+from rlloss.rewards.window import Window
 
 __all__ = ["Coherence"]
 
@@ -29,11 +30,15 @@ class Coherence(Reward):
         model: Any Hugging Face causal LM, put in eval mode and never trained: `frozen_copy(policy)`, or a better one.
         tokenizer: That model's.
         batch_size: Completions per forward pass; those of similar length go together.
+        max_length: Tokens that the model reads of a row, its `max_position_embeddings` where None. A longer row loses
+            the beginning of its prompt, and a completion that alone is longer its end; the first cut is logged.
     """
 
     __name__ = "coherence"
 
-    def __init__(self, *, model: Any = None, tokenizer: Any = None, batch_size: int = 16) -> None:
+    def __init__(
+        self, *, model: Any = None, tokenizer: Any = None, batch_size: int = 16, max_length: int | None = None
+    ) -> None:
         if not isinstance(model, nn.Module) or tokenizer is None:
             raise ValueError(
                 f"coherence: needs a loaded causal LM and its tokenizer, got model={model!r:.60} and "
@@ -42,7 +47,10 @@ class Coherence(Reward):
             )
         check_count(self.__name__, "batch_size", batch_size)
         self.model: Any = model.eval()
-        self.tokenizer, self.batch_size = tokenizer, batch_size
+        if max_length is not None:  # one token to score, and one before it
+            check_range(self.__name__, "max_length", max_length, 2)
+        self.tokenizer, self.batch_size, self.max_length = tokenizer, batch_size, max_length
+        self._window = Window(self.__name__, max_length, model)
 
     @torch.no_grad()
     def scores(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> list[float]:
@@ -55,8 +63,13 @@ class Coherence(Reward):
             after = list(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
             if after:
                 before = self._before(prompt)
+                ids, mask = before + after, [False] * len(before) + [True] * len(after)
+                if not self._window.fits(len(ids)):
+                    kept = self._window.kept(len(ids), start=len(before) - 1)
+                    ids, mask = ids[kept], mask[kept]
                 written.append(i)
-                rows.append(Tokens(before + after, [False] * len(before) + [True] * len(after)))
+                rows.append(Tokens(ids, mask))
+        self._window.report()
         scores = torch.zeros(len(completions), dtype=torch.float64)
         if not rows:
             return scores.tolist()

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,11 +12,12 @@ from torch import nn
 from rlloss._checks import check_choice, check_range
 from rlloss.advantages.running import RunningRewardNorm
 from rlloss.output import Moments
+from rlloss.rewards.call import RewardFunction, called, finite_numbers, name_of
 from rlloss.rewards.reward import Columns, Reward
 
 __all__ = ["Ensemble", "Normalized", "clipped", "normalized", "scaled"]
 
-RewardFunction = Callable[..., Sequence[float]]
+_LARGEST = sys.float_info.max
 
 
 def clipped(function: RewardFunction, low: float = -math.inf, high: float = math.inf) -> Reward:
@@ -24,8 +26,8 @@ def clipped(function: RewardFunction, low: float = -math.inf, high: float = math
     >>> clipped(lambda prompts, completions: [-3.0, 0.5], -1, 1)(["", ""], ["", ""])
     [-1.0, 0.5]
     """
-    check_range("clipped", "low", low)
-    check_range("clipped", "high", high, low)
+    check_range("clipped", "low", low, high=_LARGEST)
+    check_range("clipped", "high", high, max(low, -_LARGEST))
     return _Changed("clipped", function, lambda x: float(min(max(x, low), high)), {"low": low, "high": high})
 
 
@@ -36,7 +38,7 @@ def scaled(function: RewardFunction, factor: float, shift: float = 0.0) -> Rewar
     [-5.0, 2.0]
     """
     for name, number in {"factor": factor, "shift": shift}.items():
-        check_range("scaled", name, number)
+        check_range("scaled", name, number, -_LARGEST, _LARGEST)
     return _Changed("scaled", function, lambda x: factor * x + shift, {"factor": factor, "shift": shift})
 
 
@@ -54,9 +56,8 @@ class Normalized(nn.Module):
 
     About 0 with a standard deviation of 1, and not bounded: `clipped(normalized(...), -5, 5)`.
 
-    The statistics are state, and the only one of this module. A run that is to resume bit for bit saves them with its
-    checkpoint: `session.track(reward_norm=norm)` before `train_online`. After `norm.eval()` a call only reads them;
-    evaluate by that, or by the reward itself, so that held-out rewards leave the run alone.
+    The statistics are state, and the only one of this module. `train_online` saves them with its checkpoints, wherever
+    in a combination of rewards they stand. In eval mode a call only reads them, and the loop's evaluations do so.
 
     Args:
         function: The reward; a weighted sum is normalised as a whole, its parts one by one.
@@ -64,17 +65,15 @@ class Normalized(nn.Module):
         eps: Added to the variance.
     """
 
-    function: RewardFunction
-
     def __init__(self, function: RewardFunction, *, center: bool = True, eps: float = 1e-8) -> None:
         super().__init__()
-        self.__dict__["function"] = function  # no submodule: a reward model's weights are no part of a checkpoint
+        self.reward_parts = (function,)  # in a tuple, since it is no part of this module: its state is its own
         self.norm = RunningRewardNorm(center=center, eps=eps)
-        self.__name__ = f"normalized_{_name(function)}"
+        self.__name__ = f"normalized_{name_of(function)}"
 
     def forward(self, prompts: Sequence[Any], completions: Sequence[str], **columns: Sequence[Any]) -> list[float]:
         """The normalised rewards of all completions."""
-        numbers = _numbers(self.__name__, self.function, prompts, completions, columns)
+        numbers = _numbers(self.__name__, self.reward_parts[0], prompts, completions, columns)
         rewards = torch.tensor(numbers, dtype=torch.float64)
         if self.training:
             self.norm.update(Moments.of(rewards, torch.ones_like(rewards, dtype=torch.bool)))
@@ -105,8 +104,9 @@ class Ensemble(Reward):
         if callable(functions) or not functions:
             raise ValueError(f"Ensemble: needs a list of reward functions, got {functions!r:.100}")
         check_choice("Ensemble", "reduce", reduce, ("mean", "min", "mean_minus_std"))
-        check_range("Ensemble", "std_coef", std_coef, 0)
+        check_range("Ensemble", "std_coef", std_coef, 0, _LARGEST)
         self.functions, self.reduce, self.std_coef = tuple(functions), reduce, std_coef
+        self.reward_parts = self.functions
         self.__name__ = f"ensemble_{reduce}"
 
     def scores(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> list[float]:
@@ -127,37 +127,25 @@ class _Changed(Reward):
     def __init__(
         self, verb: str, function: RewardFunction, change: Callable[[float], float], options: dict[str, float]
     ) -> None:
-        self.function, self._change, self._verb, self._options = function, change, verb, options
-        self.__name__ = f"{verb}_{_name(function)}"
+        self.reward_parts = (function,)
+        self._change, self._verb, self._options = change, verb, options
+        self.__name__ = f"{verb}_{name_of(function)}"
 
     def scores(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> list[float]:
         """One number per completion."""
-        return [self._change(x) for x in _numbers(self.__name__, self.function, prompts, completions, columns)]
+        numbers = _numbers(self.__name__, self.reward_parts[0], prompts, completions, columns)
+        return [self._change(x) for x in numbers]
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={number!r}" for name, number in self._options.items())
-        return f"{self._verb}({self.function!r}, {options})"
+        return f"{self._verb}({self.reward_parts[0]!r}, {options})"
 
 
 def _numbers(
     who: str, function: RewardFunction, prompts: Sequence[Any], completions: Sequence[str], columns: Columns
 ) -> list[float]:
     """What a function returned, one finite number per completion."""
-    given = function(prompts, completions, **columns)
-    try:
-        numbers = [float(x) for x in given]
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{who}: {_name(function)} must return one number per completion, got {given!r:.200}; rewards per token "
-            "cannot be combined"
-        ) from error
-    if len(numbers) != len(completions) or not all(map(math.isfinite, numbers)):
-        raise ValueError(
-            f"{who}: {_name(function)} must return one finite number for each of the {len(completions)} completions, "
-            f"got {numbers!r:.200}"
-        )
-    return numbers
-
-
-def _name(function: RewardFunction) -> str:
-    return getattr(function, "__name__", type(function).__name__)
+    who, given = f"{who}: {name_of(function)}", called(function, prompts, completions, columns)
+    if isinstance(given, list | tuple) and any(isinstance(x, list | tuple) or getattr(x, "ndim", 0) for x in given):
+        raise ValueError(f"{who}: rewards per token cannot be combined, got {given!r:.200}; return one per completion")
+    return finite_numbers(who, given, completions)

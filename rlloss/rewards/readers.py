@@ -1,5 +1,6 @@
 """Where a reward model's score of one prompt and completion stands, for the three kinds of such models."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from rlloss._checks import nearest
 from rlloss.heads import backbone_of, causal_lm
 from rlloss.models import backbone_hidden
-from rlloss.rewards.prompts import is_chat, plain_text, prompt_ids
+from rlloss.rewards.prompts import is_chat, messages_of, plain_text, prompt_ids
+from rlloss.rewards.window import Window
 from rlloss.scalar import ScalarModel
 
 __all__ = ["Reader", "reader_of"]
@@ -21,8 +23,8 @@ _WAY_OUT = "pass a model ...ForSequenceClassification of transformers, or a rllo
 class ScalarReader:
     """A `ScalarModel`: the score stands at the last token that it was trained on, its end of turn or of sequence."""
 
-    def __init__(self, model: ScalarModel, tokenizer: Any, append_eos: bool) -> None:
-        self.model, self.tokenizer, self.append_eos = model, tokenizer, append_eos
+    def __init__(self, model: ScalarModel, tokenizer: Any, append_eos: bool, window: Window) -> None:
+        self.model, self.tokenizer, self.append_eos, self.window = model, tokenizer, append_eos, window
 
     def row(self, prompt: Any, completion: str) -> Any:
         """The tokens as `rlloss.loop.pairs` makes them to train on."""
@@ -30,9 +32,13 @@ class ScalarReader:
         from rlloss.loop.data import Tokens
 
         if is_chat(prompt, self.tokenizer):
-            conversation = [*prompt, {"role": "assistant", "content": completion}]
-            return Tokens(*next(chat_tokens(self.tokenizer, [Chat(_WHO, conversation, first=len(prompt))])))
-        return _text_row(prompt, completion, self.tokenizer, self.append_eos)
+            chat = Chat(_WHO, [*messages_of(prompt), {"role": "assistant", "content": completion}], first=len(prompt))
+            [(ids, mask)] = chat_tokens(self.tokenizer, [chat], or_last=True)
+            if not self.window.fits(len(ids)):
+                kept = self.window.kept(len(ids), start=mask.index(True))
+                ids, mask = ids[kept], mask[kept]
+            return Tokens(ids, mask)
+        return _text_row(prompt, completion, self.tokenizer, self.append_eos, self.window)
 
     def length(self, row: Any) -> int:
         """How many tokens a row has."""
@@ -51,18 +57,22 @@ class DecoderReader:
     the padding token (which often is the end of sequence too), so backbone and head are run one by one here.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, append_eos: bool, column: int) -> None:
-        self.tokenizer, self.append_eos, self.column = tokenizer, append_eos, column
+    def __init__(self, model: nn.Module, tokenizer: Any, append_eos: bool, column: int, window: Window) -> None:
+        self.tokenizer, self.append_eos, self.column, self.window = tokenizer, append_eos, column, window
         inner: Any = causal_lm(model, who=_WHO, way_out=_WAY_OUT)
         self.backbone, self.head = backbone_of(inner, who=_WHO, way_out=_WAY_OUT), inner.score
 
     def row(self, prompt: Any, completion: str) -> Any:
         """The whole conversation as the template writes it, or the texts one after the other."""
         if not is_chat(prompt, self.tokenizer):
-            return _text_row(prompt, completion, self.tokenizer, self.append_eos)
-        conversation = [*prompt, {"role": "assistant", "content": completion}]
-        text = self.tokenizer.apply_chat_template(conversation, tokenize=False)
-        return _scored_at_its_end(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return _text_row(prompt, completion, self.tokenizer, self.append_eos, self.window)
+        ids = self._conversation(prompt, completion)
+        if not self.window.fits(len(ids)):
+            bare = self._conversation(prompt, "")
+            both = enumerate(zip(ids, bare, strict=False))
+            start = next((t for t, (one, other) in both if one != other), min(len(ids), len(bare)))
+            ids = ids[self.window.kept(len(ids), start=start)]
+        return _scored_at_its_end(ids)
 
     def length(self, row: Any) -> int:
         """How many tokens a row has."""
@@ -79,18 +89,32 @@ class DecoderReader:
         """The scores of given tokens."""
         return self.scores([_scored_at_its_end(ids) for ids in rows])
 
+    def _conversation(self, prompt: Any, completion: str) -> list[int]:
+        conversation = [*messages_of(prompt), {"role": "assistant", "content": completion}]
+        text = self.tokenizer.apply_chat_template(conversation, tokenize=False)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
 
 class EncoderReader:
     """An encoder of transformers, which reads a pair of texts and gathers its score at the first token."""
 
-    def __init__(self, model: nn.Module, tokenizer: Any, column: int) -> None:
-        self.model, self.tokenizer, self.column = model, tokenizer, column
+    def __init__(self, model: nn.Module, tokenizer: Any, column: int, window: Window) -> None:
+        self.model, self.tokenizer, self.column, self.window = model, tokenizer, column, window
+        self._from_the_left = copy.copy(tokenizer)
+        self._from_the_left.truncation_side = "left"
 
     def row(self, prompt: Any, completion: str) -> Any:
         """The two texts, or the completion after an empty prompt, with the tokenizer's own marks around them."""
         before = plain_text(prompt)
         pair = ([before], [completion]) if before.strip() else ([completion],)  # of a list: "" is no second text alone
-        return {name: column[0] for name, column in self.tokenizer(*pair).items()}
+        row = {name: column[0] for name, column in self.tokenizer(*pair).items()}
+        room = self.window.max_length
+        if self.window.fits(self.length(row)) or room is None:
+            return row
+        own = len(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
+        if len(pair) == 2 and own + self.tokenizer.num_special_tokens_to_add(pair=True) < room:
+            return dict(self._from_the_left(before, completion, truncation="only_first", max_length=room))
+        return dict(self.tokenizer(completion, truncation=True, max_length=room))
 
     def length(self, row: Any) -> int:
         """How many tokens a row has."""
@@ -110,17 +134,20 @@ class EncoderReader:
 Reader = ScalarReader | DecoderReader | EncoderReader
 
 
-def reader_of(model: nn.Module, tokenizer: Any, *, label: int | str | None, append_eos: bool) -> Reader:
+def reader_of(
+    model: nn.Module, tokenizer: Any, *, label: int | str | None, append_eos: bool, max_length: int | None = None
+) -> Reader:
     """The reader of a model's kind, proved on three tokens where transformers has a forward of its own."""
+    window = Window(_WHO, max_length, model)
     if isinstance(model, ScalarModel):
         if label is not None:
             raise ValueError(f"{_WHO}: a ScalarModel has one output, got label={label!r}; leave it out")
-        return ScalarReader(model, tokenizer, append_eos)
+        return ScalarReader(model, tokenizer, append_eos, window)
     inner: Any = causal_lm(model, who=_WHO, way_out=_WAY_OUT)
     if isinstance(getattr(inner, "score", None), nn.Module):
-        reader = DecoderReader(model, tokenizer, append_eos, _column(inner, label))
+        reader = DecoderReader(model, tokenizer, append_eos, _column(inner, label), window)
     elif getattr(tokenizer, "cls_token_id", None) is not None:
-        reader = EncoderReader(model, tokenizer, _column(inner, label))
+        reader = EncoderReader(model, tokenizer, _column(inner, label), window)
     else:
         raise ValueError(
             f"{_WHO}: {type(inner).__name__} has no head `score` and its tokenizer no CLS token, so that the place of "
@@ -130,7 +157,7 @@ def reader_of(model: nn.Module, tokenizer: Any, *, label: int | str | None, appe
     return reader
 
 
-def _text_row(prompt: Any, completion: str, tokenizer: Any, append_eos: bool) -> Any:
+def _text_row(prompt: Any, completion: str, tokenizer: Any, append_eos: bool, window: Window) -> Any:
     end = []
     if append_eos:
         if tokenizer.eos_token_id is None:
@@ -140,7 +167,9 @@ def _text_row(prompt: Any, completion: str, tokenizer: Any, append_eos: bool) ->
             )
         end = [tokenizer.eos_token_id]
     ids = list(tokenizer(completion, add_special_tokens=False)["input_ids"])
-    return _scored_at_its_end(prompt_ids(prompt, tokenizer) + (ids if ids[-1:] == end else ids + end))
+    before = prompt_ids(prompt, tokenizer)
+    whole = before + (ids if ids[-1:] == end else ids + end)
+    return _scored_at_its_end(whole if window.fits(len(whole)) else whole[window.kept(len(whole), start=len(before))])
 
 
 def _scored_at_its_end(ids: Sequence[int]) -> Any:

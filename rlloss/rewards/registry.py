@@ -34,7 +34,6 @@ _ALIASES = {
     "exact": "exact_match",
     "gsm8k": "numeric_answer",
     "keyword": "keywords",
-    "math": "numeric_answer",
     "numeric": "numeric_answer",
     "pattern": "regex",
     "perplexity": "coherence",

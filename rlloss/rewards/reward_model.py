@@ -35,6 +35,8 @@ class RewardModel(Reward):
         batch_size: Rows per forward pass; those of similar length go together.
         label: Which output is the score, where there are several: its name in `config.id2label`, or its number.
         append_eos: False for a model that was trained on texts without an end of sequence.
+        max_length: Tokens that the model reads of a row, its `max_position_embeddings` where None. A longer row loses
+            the beginning of its prompt, and a completion that alone is longer its end; the first cut is logged.
         quantization: Of a model that is loaded here, options of transformers' BitsAndBytesConfig:
             `{"load_in_4bit": True}`.
         device: Where the model goes. None leaves a model where it is, and takes a folder to the GPU where there is one.
@@ -50,6 +52,7 @@ class RewardModel(Reward):
         batch_size: int = 16,
         label: int | str | None = None,
         append_eos: bool = True,
+        max_length: int | None = None,
         quantization: Mapping[str, Any] | None = None,
         device: str | torch.device | None = None,
     ) -> None:
@@ -62,16 +65,19 @@ class RewardModel(Reward):
             raise ValueError(f"{_WHO}: a loaded {type(model).__name__} needs its tokenizer, got None; pass tokenizer=")
         check_count(_WHO, "batch_size", batch_size)
         check_flag(_WHO, "append_eos", append_eos)
+        if max_length is not None:
+            check_count(_WHO, "max_length", max_length)
         self.model: Any = _loaded(model, quantization, device).eval()
         self.tokenizer = _tokenizer(model) if tokenizer is None else tokenizer
-        self.batch_size, self.label, self.append_eos = batch_size, label, append_eos
+        self.batch_size, self.label, self.append_eos, self.max_length = batch_size, label, append_eos, max_length
         self.quantization, self.device = quantization, None if device is None else str(device)
-        self._reader = reader_of(self.model, self.tokenizer, label=label, append_eos=append_eos)
+        self._reader = reader_of(self.model, self.tokenizer, label=label, append_eos=append_eos, max_length=max_length)
 
     @torch.no_grad()
     def scores(self, prompts: Sequence[Any], completions: Sequence[str], columns: Columns) -> list[float]:
         """One number per completion."""
         rows = [self._reader.row(prompt, text) for prompt, text in zip(prompts, completions, strict=True)]
+        self._reader.window.report()
         longest_first = sorted(range(len(rows)), key=lambda i: -self._reader.length(rows[i]))
         scores = torch.zeros(len(rows), dtype=torch.float64)
         for chunk in torch.tensor(longest_first, dtype=torch.long).split(self.batch_size):

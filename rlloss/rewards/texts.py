@@ -1,13 +1,16 @@
 """Rewards for how a completion is written: its length, its repetitions, its words."""
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from rlloss._checks import check_choice, check_count, check_flag, check_range
 from rlloss.rewards.reward import Columns, Reward, TextReward, texts_of
 
-__all__ = ["DistinctN", "Keywords", "Length", "Repetition", "holds"]
+__all__ = ["DistinctN", "Keywords", "Length", "Repetition", "check_words", "holds", "spelled"]
 
 _UNITS = ("words", "characters", "tokens")
 
@@ -23,7 +26,8 @@ class UnitReward(Reward):
     def pieces(self, completions: Sequence[str], columns: Columns) -> Sequence[Sequence[Any]]:
         """The units of each completion."""
         if self.unit == "tokens":
-            return self.column("completion_ids", columns, len(completions))
+            # as lists, since tensors of one number are never the same one
+            return [torch.as_tensor(ids).tolist() for ids in self.column("completion_ids", columns, len(completions))]
         return [completion.split() for completion in completions] if self.unit == "words" else completions
 
 
@@ -120,6 +124,8 @@ class DistinctN(UnitReward):
 class Keywords(TextReward):
     """The share of the words that are present, minus the share of the forbidden words that are; in [-1, 1].
 
+    Words and completions are compared after Unicode's NFC, and any white space is one space.
+
     Args:
         words: Words or phrases to write.
         forbidden: Words or phrases to leave out.
@@ -141,24 +147,46 @@ class Keywords(TextReward):
         self.forbidden = texts_of(self.__name__, "forbidden", forbidden)
         if not self.words and not self.forbidden:
             raise ValueError("keywords: needs words or forbidden words, got none; pass keywords(words=['because'])")
+        check_words(self.__name__, [*self.words, *self.forbidden])
         self.case, self.whole = case, whole
 
     def score(self, completion: str) -> float:
         """The share of words, minus that of forbidden ones."""
-        return self._share(self.words, completion) - self._share(self.forbidden, completion)
+        text = spelled(completion, case=self.case)
+        return self._share(self.words, text) - self._share(self.forbidden, text)
 
-    def _share(self, words: Sequence[str], completion: str) -> float:
-        return sum(holds(completion, word, self.case, self.whole) for word in words) / max(len(words), 1)
+    def _share(self, words: Sequence[str], text: str) -> float:
+        found = (holds(text, spelled(word, case=self.case), whole=self.whole) for word in words)
+        return sum(found) / max(len(words), 1)
 
 
-def holds(text: str, word: str, case: bool = False, whole: bool = True) -> bool:
-    """Whether a text holds a word or phrase.
+def spelled(text: str, *, case: bool = False) -> str:
+    r"""A text as words are looked for in it: in Unicode's NFC, white space as one space, without case unless told.
 
-    >>> holds("The CAT sat.", "cat"), holds("concatenate", "cat")
+    >>> spelled("Thank\n you")
+    'thank you'
+    """
+    text = unicodedata.normalize("NFC", " ".join(text.split()))
+    return text if case else unicodedata.normalize("NFC", text.casefold())
+
+
+def holds(text: str, word: str, *, whole: bool = True) -> bool:
+    """Whether a text holds a word or phrase, both as `spelled` writes them.
+
+    >>> holds("the cat sat.", "cat"), holds("concatenate", "cat")
     (True, False)
     """
-    text, word = (text, word) if case else (text.casefold(), word.casefold())
     return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None if whole else word in text
+
+
+def check_words(who: str, words: Sequence[str]) -> None:
+    """Raises ValueError for a word that is white space alone, which every text would hold.
+
+    >>> check_words("keywords", ["yes"])
+    """
+    for word in words:
+        if not word.strip():
+            raise ValueError(f"{who}: a word must be more than white space, got {word!r}; look for it by regex")
 
 
 def _distinct_share(pieces: Sequence[Any], n: int) -> float | None:

@@ -67,7 +67,7 @@ def given_or_centred_advantages(rows: Rows, data: BatchData) -> Tensor:
     if "rewards" not in data:
         raise ValueError(f"{data.who}: batch_data needs 'rewards' or 'advantages', got {sorted(data.data)}")
     given = data.floats("rewards", 1, 2)
-    if len(mask) == 1 and given.ndim == 1:
+    if len(mask) == 1:
         raise ValueError(
             f"{data.who}: the rewards of a batch are compared with each other, and one sequence has nothing to be "
             "compared with; pass more sequences, or advantages"

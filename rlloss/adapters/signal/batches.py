@@ -66,10 +66,11 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchData:
-    """What the caller passed, read key by key: tensors or nested lists."""
+    """What the caller passed, read key by key: tensors or nested lists; real ids are below `num_ids`."""
 
     who: str
     data: Mapping[str, Any]
+    num_ids: int | None = None
 
     def check_keys(self, required: Sequence[str], optional: Sequence[str]) -> None:
         """Raises ValueError for a key that is missing and for one that this loss does not read."""
@@ -153,7 +154,7 @@ def language_rows(data: BatchData) -> Rows:
     input_ids = data.ids("input_ids")
     real = data.mask("attention_mask", "input_ids", input_ids)
     counts = data.mask("response_mask", "input_ids", input_ids) if "response_mask" in data else real
-    return _rows(data.who, input_ids, real, counts & real)
+    return _rows(data, input_ids, real, counts & real)
 
 
 def answer_rows(data: BatchData, *, num_samples: int | None = None) -> Rows:
@@ -177,9 +178,7 @@ def answer_rows(data: BatchData, *, num_samples: int | None = None) -> Rows:
         response_ids, in_response = (rearrange(x, "b n l -> (b n) l") for x in (response_ids, in_response))
     _check_no_gap(data.who, in_response)
     real = torch.cat([in_prompt, in_response], 1)
-    return _rows(
-        data.who, torch.cat([prompt_ids, response_ids], 1), real, torch.cat([in_prompt & False, in_response], 1)
-    )
+    return _rows(data, torch.cat([prompt_ids, response_ids], 1), real, torch.cat([in_prompt & False, in_response], 1))
 
 
 def pair_rows(data: BatchData) -> Batch:
@@ -190,7 +189,7 @@ def pair_rows(data: BatchData) -> Batch:
         real = data.mask(f"{side}_attention_mask", f"{side}_input_ids", ids)
         name = f"{side}_response_mask"
         counts = data.mask(name, f"{side}_input_ids", ids) & real if name in data else real
-        tokens, trained = _tokens(f"{data.who}: {side}", ids, real, counts)
+        tokens, trained = _tokens(data, f"{data.who}: {side}", ids, real, counts)
         if not bool(trained.any(-1).all()):
             row = int((~trained.any(-1)).nonzero()[0])
             raise ValueError(f"{data.who}: {side} row {row} has no token that counts; it needs one behind its first")
@@ -200,18 +199,28 @@ def pair_rows(data: BatchData) -> Batch:
     return collate([tokens for pair in zip(*sides, strict=True) for tokens in pair], rows_per_example=2)
 
 
-def _rows(who: str, ids: Tensor, real: Tensor, counts: Tensor) -> Rows:
-    tokens, trained = _tokens(who, ids, real, counts)
+def _rows(data: BatchData, ids: Tensor, real: Tensor, counts: Tensor) -> Rows:
+    tokens, trained = _tokens(data, data.who, ids, real, counts)
     if not bool(trained.any()):
-        raise ValueError(f"{who}: no token counts: nothing predicts the first token of a row, and masks hide the rest")
-    return Rows(who, collate(tokens), trained)
+        raise ValueError(
+            f"{data.who}: no token counts: nothing predicts the first token of a row, and masks hide the rest"
+        )
+    return Rows(data.who, collate(tokens), trained)
 
 
-def _tokens(who: str, ids: Tensor, real: Tensor, counts: Tensor) -> tuple[list[Tokens], Tensor]:
+def _tokens(data: BatchData, who: str, ids: Tensor, real: Tensor, counts: Tensor) -> tuple[list[Tokens], Tensor]:
     """The rows without their padding, and which entries of `ids` are trained tokens."""
     if not bool(real.any(-1).all()):
         row = int((~real.any(-1)).nonzero()[0])
         raise ValueError(f"{who}: row {row} holds no real token, only padding; leave it out")
+    unknown = real & ((ids < 0) | (ids >= (torch.iinfo(ids.dtype).max if data.num_ids is None else data.num_ids)))
+    if bool(unknown.any()):
+        row, t = unknown.nonzero()[0].tolist()
+        known = "" if data.num_ids is None else f" to {data.num_ids - 1}"
+        raise ValueError(
+            f"{who}: row {row} holds the token id {int(ids[row, t])}, but the model's vocabulary is 0{known}; is it "
+            "another model's tokenizer, or padding that the mask calls real?"
+        )
     trained = counts & (real.cumsum(-1) > 1)
     rows = zip(ids, real, trained, strict=True)
     return [Tokens(row[keep].tolist(), mask[keep].tolist()) for row, keep, mask in rows], trained

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from rlloss._checks import check_choice, check_count, check_range, nearest
+from rlloss.adapters.signal.given import copied, prompts_given
 from rlloss.adapters.signal.models import References, load_language_model, load_reward_model, load_tokenizer
 from rlloss.adapters.signal.registry import prepared
 from rlloss.adapters.signal.run import Run
@@ -29,10 +31,16 @@ T = TypeVar("T")
 
 @dataclass
 class _Worker:
-    """A session's own thread, on which calls run in the order of their start, and the clip of its next update."""
+    """A session's own thread, on which calls run in the order of their start, and what its next update is to know.
+
+    Args:
+        max_grad_norm: The clip that losses asked for.
+        shares: Learning rates of the parameter groups as multiples of the first one's.
+    """
 
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "rlloss-signal"))
     max_grad_norm: float | None = None
+    shares: list[float] | None = None
 
 
 _WORKERS: WeakKeyDictionary[Session, _Worker] = WeakKeyDictionary()
@@ -43,8 +51,12 @@ class TrainingClient:
     """Signal's training client over a session.
 
     Every method is a coroutine whose work runs on the session's own thread: the event loop stays free, and calls that
-    were started before others have ended (`asyncio.gather`, tasks) run in the order in which they were started.
-    Gradients of several `forward_backward` calls add up until `optim_step`.
+    were started before others have ended (`asyncio.gather`, tasks) run in the order in which they were started, each
+    on a copy of what it was given then. Gradients of several `forward_backward` calls add up until `optim_step`.
+
+    A call that is cancelled while it waits never runs. One whose work has begun is finished all the same, and counts: a
+    thread cannot be stopped. A call that fails leaves no gradient of its own, nor, where its work had begun, those of
+    earlier calls, which cannot be told from it; the error's notes say so.
 
     Args:
         session: Model, optimiser, and where losses need them critic and reference. The session of a `ScalarModel`
@@ -74,7 +86,7 @@ class TrainingClient:
             loss_fn: One of `rlloss.adapters.signal.LOSSES`.
             loss_kwargs: Its hyperparameters.
         """
-        return await self._queued(self._forward_backward, batch_data, loss_fn, dict(loss_kwargs or {}))
+        return await self._queued(self._forward_backward, copied(batch_data), loss_fn, dict(loss_kwargs or {}))
 
     async def optim_step(
         self, *, learning_rate: float | None = None, max_grad_norm: float | None = None
@@ -82,7 +94,8 @@ class TrainingClient:
         """Updates the model; returns `grad_norm` before its clip, `learning_rate` and `step`.
 
         Args:
-            learning_rate: From this update on; the session's own where None.
+            learning_rate: From this update on, of the first parameter group, the policy's; others (a critic's own)
+                keep their ratio to it. The session's own where None.
             max_grad_norm: For this update; what the losses since the last one asked for, or the session's own.
         """
         return await self._queued(self._optim_step, learning_rate, max_grad_norm)
@@ -98,12 +111,12 @@ class TrainingClient:
         """Completions, those of the first prompt first: `text`, `token_ids`, their `log_probs`, and `finished`.
 
         Args:
-            prompts: Texts, conversations (lists of messages) or lists of token ids.
+            prompts: A list of texts, conversations (lists of messages) or lists, tensors or arrays of token ids.
             max_new_tokens: Where a completion that has not ended is cut; then `finished` is False.
             num_samples: Completions per prompt.
             temperature: The session's own where None.
         """
-        return await self._queued(self._sample, list(prompts), max_new_tokens, num_samples, temperature)
+        return await self._queued(self._sample, prompts_given(prompts), max_new_tokens, num_samples, temperature)
 
     async def save_state(self, folder: str | Path) -> Path:
         """Writes a checkpoint that `load_state` continues bit for bit."""
@@ -128,38 +141,61 @@ class TrainingClient:
                 f"{loss_fn}: max_grad_norm={clip}, but another forward_backward of this update asked for "
                 f"{self._worker.max_grad_norm}; one update has one clip"
             )
-        loss, metrics = self.session.forward_backward(step.batch, step.loss_fn)
+        had_gradient = self._has_gradient()
+        try:
+            loss, metrics = self.session.forward_backward(step.batch, step.loss_fn)
+            reported = step.report({"loss": loss, **scalars(metrics)})
+        except BaseException as error:
+            earlier = " and, since they add up, of the earlier ones since the last update: make those again"
+            self._drop_gradient(error, f"{loss_fn}: dropped the gradient of this call{earlier if had_gradient else ''}")
+            raise
         self._worker.max_grad_norm = self._worker.max_grad_norm if clip is None else clip
-        return {"loss": loss, "metrics": step.report({"loss": loss, **scalars(metrics)}), "step": self.session.step}
+        return {"loss": loss, "metrics": reported, "step": self.session.step}
 
     def _optim_step(self, learning_rate: float | None, max_grad_norm: float | None) -> dict[str, Any]:
         session = self.session
         if not self._has_gradient():
             raise ValueError("optim_step: no gradient since the last update; call forward_backward first")
-        if learning_rate is not None:
-            check_range("optim_step", "learning_rate", learning_rate, 0)
-            if session.scheduler is not None:
-                raise ValueError("optim_step: this session has a scheduler, which sets the learning rate; pass none")
-            for group in session.optimizer.param_groups:
-                group["lr"] = learning_rate
         if max_grad_norm is not None:
             check_range("optim_step", "max_grad_norm", max_grad_norm, 0, open_low=True)
+        if learning_rate is not None:
+            check_range("optim_step", "learning_rate", learning_rate, 0, sys.float_info.max)
+            if session.scheduler is not None:
+                raise ValueError("optim_step: this session has a scheduler, which sets the learning rate; pass none")
+            self._set_learning_rate(learning_rate)
         own, asked = session.max_grad_norm, self._worker.max_grad_norm
         session.max_grad_norm = next(x for x in (max_grad_norm, asked, own) if x is not None)
         try:
             numbers = session.optim_step()
+        except FloatingPointError as error:
+            self._drop_gradient(error, "optim_step: dropped the gradient, so that the run can go on")
+            raise
         finally:
             session.max_grad_norm = own
         self._worker.max_grad_norm = None
         return {**numbers, "step": session.step}
 
+    def _set_learning_rate(self, learning_rate: float) -> None:
+        groups = self.session.optimizer.param_groups
+        first = float(groups[0]["lr"])
+        if first > 0:  # of a zero there is no multiple: then the ratios of before hold
+            self._worker.shares = [float(group["lr"]) / first for group in groups]
+        for group, share in zip(groups, self._worker.shares or [1.0] * len(groups), strict=True):
+            group["lr"] = learning_rate * share
+
+    def _drop_gradient(self, error: BaseException, note: str) -> None:
+        self.session.optimizer.zero_grad(set_to_none=True)
+        self._worker.max_grad_norm = None
+        error.add_note(note)
+
     def _sample(
         self, prompts: list[Any], max_new_tokens: int, num_samples: int, temperature: float | None
     ) -> list[dict[str, Any]]:
         check_count("sample", "num_samples", num_samples)
-        rows = [{"prompt": p} for p in prompts if not _are_ids(p)]
+        are_ids = [isinstance(prompt, list) and all(isinstance(i, int) for i in prompt) for prompt in prompts]
+        rows = [{"prompt": p} for p, is_ids in zip(prompts, are_ids, strict=True) if not is_ids]
         encoded = iter(prompts_of_rows(rows, self.session.tokenizer))
-        ids = [torch.as_tensor(p).tolist() if _are_ids(p) else next(encoded).ids for p in prompts]
+        ids = [p if is_ids else next(encoded).ids for p, is_ids in zip(prompts, are_ids, strict=True)]
         drawn = self.session.sample(ids, max_new_tokens=max_new_tokens, group_size=num_samples, temperature=temperature)
         texts = self.session.tokenizer.batch_decode([c.ids for c in drawn], skip_special_tokens=True)
         return [
@@ -182,12 +218,6 @@ class TrainingClient:
 
     def _has_gradient(self) -> bool:
         return any(p.grad is not None for group in self.session.optimizer.param_groups for p in group["params"])
-
-
-def _are_ids(prompt: Any) -> bool:
-    return isinstance(prompt, torch.Tensor) or (
-        not isinstance(prompt, str) and all(isinstance(token, int) for token in prompt)
-    )
 
 
 class Client:
@@ -222,7 +252,7 @@ class Client:
             reward_model: Trains a scalar head on the model's backbone in place of the language model; a folder that
                 `save_model` wrote of such a run goes on.
             critic: The value function of `ppo` and `enhanced_ppo`: a head on the policy's trunk, or on a copy of it.
-                A shared one costs nothing until a loss trains it.
+                A shared one costs nothing until a loss trains it. A reward model has none.
             dtype: Of the weights that are trained; for speed add `autocast_dtype=torch.bfloat16`.
             device: A GPU where there is one, if None.
             learning_rate: Of AdamW.
@@ -231,6 +261,8 @@ class Client:
         self._check_new(run_id)
         if critic is not None:
             check_choice("create_run", "critic", critic, ("shared", "separate"))
+        if reward_model and critic == "separate":
+            raise ValueError("create_run: a reward model has no critic, got critic='separate'; leave it out")
         place = device or ("cuda" if torch.cuda.is_available() else "cpu")
         own = (load_reward_model if reward_model else load_language_model)(model, dtype=dtype).to(place)
         head = None

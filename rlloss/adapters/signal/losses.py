@@ -21,8 +21,9 @@ from rlloss.losses.importance_sampling import ImportanceSamplingLoss
 from rlloss.losses.ppo import PPOLoss
 from rlloss.losses.sft import SFTLoss
 from rlloss.losses.value import ValueLoss
-from rlloss.output import Moments
+from rlloss.output import Mean
 from rlloss.protocol import Loss
+from rlloss.reduce import sequence_mean
 
 __all__ = [
     "Step",
@@ -124,7 +125,7 @@ def ppo(
     rows.batch.fields |= run.ref_logprobs(data.who, rows.batch, reference_model, f"{beta=}" if beta else None)
     return Step(
         rows.batch,
-        _actor_critic(clip_epsilon, beta, entropy_coef=0.01, value_coef=0.5, value_clip=clip_epsilon),
+        _actor_critic(data.who, clip_epsilon, beta, entropy_coef=0.01, value_coef=0.5, value_clip=clip_epsilon),
         lambda n: {
             "policy_loss": n["policy_loss"],
             "value_loss": n["value_loss"],
@@ -159,7 +160,7 @@ def enhanced_ppo(
     value_clip = clip_epsilon if clip_value_loss else None
     return Step(
         rows.batch,
-        _actor_critic(clip_epsilon, beta, entropy_coef, value_loss_coef, value_clip),
+        _actor_critic(data.who, clip_epsilon, beta, entropy_coef, value_loss_coef, value_clip),
         lambda n: {
             "policy_loss": n["policy_loss"],
             "value_loss": n["value_loss"],
@@ -186,7 +187,8 @@ def importance_sampling(
     rows.batch.fields |= {"old_logprobs": old_logprobs, "advantages": advantages}
     rows.batch.fields |= run.ref_logprobs(data.who, rows.batch, reference_model, f"{beta=}" if beta else None)
     clip: dict[str, Any] = {"ratio_min": 1 / clip_ratio, "ratio_max": clip_ratio}
-    known = {"advantage_mean": float(Moments.of(advantages, rows.batch.loss_mask))}
+    mask = rows.batch.loss_mask
+    known = {"advantage_mean": float(Mean.of(sequence_mean(advantages, mask), mask.any(-1)))}
     return Step(
         rows.batch,
         ReportedImportanceSampling(ImportanceSamplingLoss(**clip, kl_coef=beta), ImportanceSamplingLoss(**clip)),
@@ -267,8 +269,14 @@ def _clip(clip_epsilon: float) -> dict[str, Any]:
 
 
 def _actor_critic(
-    clip_epsilon: float, beta: float, entropy_coef: float, value_coef: float, value_clip: float | None
+    who: str, clip_epsilon: float, beta: float, entropy_coef: float, value_coef: float, value_clip: float | None
 ) -> ReportedPolicy:
+    if value_clip == 0:
+        way_out = ", or clip_value_loss=False" if who == "enhanced_ppo" else ""
+        raise ValueError(
+            f"{who}: clip_epsilon=0 also clips the values, to those of before, so that they would learn nothing; pass "
+            f"more than 0{way_out}"
+        )
     clip = _clip(clip_epsilon)
     policy = PPOLoss(**clip, kl_coef=beta, entropy_coef=entropy_coef)
     value = ValueLoss(value_clip=value_clip, halve=False)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from rlloss._checks import check_flag, check_range, nearest
 from rlloss.adapters.signal import losses
 from rlloss.adapters.signal.batches import BatchData
+from rlloss.adapters.signal.models import num_ids
 from rlloss.adapters.signal.run import Run
 from rlloss.scalar import ScalarModel
 
@@ -72,7 +73,7 @@ def prepared(run: Run, loss_fn: str, batch_data: Mapping[str, Any], loss_kwargs:
             f"forward_backward: unknown loss_fn {loss_fn!r}{nearest(loss_fn, LOSSES)}. Known: {', '.join(LOSSES)}"
         )
     loss = LOSSES[loss_fn]
-    data = BatchData(loss_fn, batch_data)
+    data = BatchData(loss_fn, batch_data, num_ids(run.session.model))
     is_reward_model, wants = isinstance(run.session.model, ScalarModel), loss_fn == "reward_modeling"
     if is_reward_model != wants:
         kind = "a reward model; make one by create_run(..., reward_model=True)" if wants else "a language model"

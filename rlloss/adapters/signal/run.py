@@ -1,12 +1,12 @@
 """What a loss may ask of a run besides its batch: a reference's log-probs and the critic's values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from rlloss.adapters.signal.batches import Rows
-from rlloss.adapters.signal.models import References
+from rlloss.adapters.signal.models import References, Version, check_vocabulary, frozen_module, version_of
 from rlloss.loop.batch import Batch
 from rlloss.loop.session import Session
 
@@ -28,6 +28,11 @@ class Run:
     session: Session
     references: References
     base_model: str | Path | None = None
+    _base_version: Version | None = field(init=False, default=None)
+    _kept: dict[str, nn.Module] = field(init=False, default_factory=dict)  # the newest reference of each name
+
+    def __post_init__(self) -> None:
+        self._base_version = None if self.base_model is None else version_of(self.base_model)
 
     def ref_logprobs(self, who: str, batch: Batch, reference: Reference, needed_by: str | None) -> dict[str, Tensor]:
         """The batch's field `ref_logprobs`, or nothing where there is neither a reference nor a need for one."""
@@ -58,15 +63,21 @@ class Run:
         own = self.session.reference
         if reference is None or (reference == "base" and own is not None):
             return own
-        if reference == "base":
-            if self.base_model is None:
-                raise ValueError(
-                    f"{who}: reference_model='base' is what the run started from, which a Session without a reference "
-                    "does not know; pass a name or a folder, or build the Session with reference=frozen_copy(model)"
-                )
-            reference = self.base_model
-        if not isinstance(reference, str | Path | nn.Module):
+        if isinstance(reference, nn.Module):
+            model = frozen_module(who, reference, self.session)
+        elif not isinstance(reference, str | Path):
             raise ValueError(
                 f"{who}: reference_model must be a name, a folder, 'base' or a model, got {type(reference).__name__}"
             )
-        return self.references.find(who, reference, self.session)
+        elif reference != "base":
+            model = self._kept[str(reference)] = self.references.find(who, reference, self.session)
+        elif self.base_model is None:
+            raise ValueError(
+                f"{who}: reference_model='base' is what the run started from, which a Session without a reference "
+                "does not know; pass a name or a folder, or build the Session with reference=frozen_copy(model)"
+            )
+        else:
+            model = self.references.find(who, self.base_model, self.session, self._base_version)
+            self._kept["base"] = model
+        check_vocabulary(who, model, self.session)
+        return model
