@@ -93,7 +93,8 @@ GAE = [
     ("unit", "the returns are the advantages", "(advantages + values)", "(advantages)"),
     ("mask", "a masked gap discounts", DECAY, DECAY.removesuffix(".masked_fill(~mask, 1)")),
     ("mask", "a masked gap cuts the sum", DECAY, DECAY.replace("masked_fill(~mask, 1)", "masked_fill(~mask, 0)")),
-    ("mask", "a gap's values are seen", "torch.where(mask, torch.zeros_like(values), 1)", "torch.zeros_like(values)"),
+    ("mask", "a gap's values are seen", "torch.where(mask, positions, length)", "positions"),
+    ("layout", "the position of a row turned round", ".cummin(-1).values.flip(-1)", ".cummin(-1).values"),
     ("mask", "masked deltas count", "deltas = torch.where(mask, " + DELTA + ", 0)", "deltas = " + DELTA),
     (
         "mask",
