@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from rlloss_kernels import DIVERGENCES, two_heads, two_logits
+from rlloss_kernels import DIVERGENCES, plan, two_heads, two_logits
 from torch._dynamo.utils import counters
 from torch.autograd import gradcheck
 
@@ -66,7 +66,7 @@ def tiles(request, monkeypatch):
     if request.param == "tiny":
         monkeypatch.setattr(two_logits, "SCRATCH_BYTES", 1)
         monkeypatch.setattr(two_heads, "SCRATCH_BYTES", 1)
-        monkeypatch.setattr(two_heads, "COLUMNS", 37)
+        monkeypatch.setattr(plan, "COLUMNS", 37)
 
 
 @pytest.mark.parametrize("outputs", SUBSETS, ids="-".join)
@@ -214,7 +214,7 @@ def test_empty_and_single_batches(shape):
 def test_nothing_of_the_size_of_the_logits_is_made(entry, monkeypatch):
     for module in (two_heads, two_logits):
         monkeypatch.setattr(module, "SCRATCH_BYTES", 1 << 18)
-    monkeypatch.setattr(two_heads, "COLUMNS", 256)
+    monkeypatch.setattr(plan, "COLUMNS", 256)
     hidden, weight, ids = inputs((160, 8), (5000, 8), vocabulary=5000, tokens=(160,))
     z = (hidden @ weight.mT).detach().requires_grad_()
     with torch.profiler.profile(profile_memory=True) as profile:

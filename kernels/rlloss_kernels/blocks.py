@@ -102,6 +102,7 @@ class Scratch:
     def __init__(self, like: Tensor, dtype: torch.dtype):
         self.like, self.dtype = like, dtype
         self.buffers: dict[str, Tensor] = {}
+        self.others: dict[str, Scratch] = {}
 
     def tile(self, name: str, rows: int, columns: int, *, dtype: torch.dtype | None = None) -> Tensor:
         """A contiguous `[rows, columns]` tile; one name is one piece of memory."""
@@ -109,3 +110,9 @@ class Scratch:
         if name not in self.buffers or len(self.buffers[name]) < size:
             self.buffers[name] = self.like.new_empty(size, dtype=dtype or self.dtype)
         return self.buffers[name][:size].view(rows, columns)
+
+    def nested(self, name: str) -> "Scratch":
+        """Tiles of the same names for another purpose."""
+        if name not in self.others:
+            self.others[name] = Scratch(self.like, self.dtype)
+        return self.others[name]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlloss_kernels.blocks import Scratch, statistics_dtype
+from rlloss_kernels.blocks import Scratch, Tokens, statistics_dtype
 from rlloss_kernels.statistics import target_place
 
 # a product this far above its offset is computed again: what stays below is rounded by at most 2^-10
@@ -47,10 +47,14 @@ class Head(NamedTuple):
     def tiles(self, columns: int, scratch: Scratch) -> Iterator[tuple[int, Tensor]]:
         """The rows of the weight, `columns` at a time, each with the column of the logits at which it begins."""
         for column in range(0, self.vocabulary, columns):
-            w = self.weight[column : min(column + columns, self.vocabulary)]
-            if w.dtype is not self.operand_dtype:
-                w = scratch.tile("operand", *w.shape, dtype=self.operand_dtype).copy_(w)
-            yield column, w
+            yield column, self.operand(column, min(columns, self.vocabulary - column), scratch)
+
+    def operand(self, column: int, width: int, scratch: Scratch) -> Tensor:
+        """The rows of the weight from `column` on, as matrices are multiplied."""
+        w = self.weight[column : column + width]
+        if w.dtype is self.operand_dtype:
+            return w
+        return scratch.tile("operand", *w.shape, dtype=self.operand_dtype).copy_(w)
 
     def finish(self, z: Tensor, column: int) -> Tensor:
         """Turns a tile of products into logits before the temperature, in place."""
@@ -74,21 +78,21 @@ class Products:
         offset: `[n]`, of a finished forward pass; without it the offsets follow the largest product so far.
     """
 
-    def __init__(self, head: Head, h: Tensor, ids: Tensor | None, scratch: Scratch, offset: Tensor | None = None):
-        self.head, self.h, self.ids, self.scratch = head, h, ids, scratch
+    def __init__(self, head: Head, h: Tensor, ids: Tensor | None, offset: Tensor | None = None):
+        self.head, self.h, self.ids = head, h, ids
         self.follows = head.rounds and offset is None
         self.offset = offset if head.rounds else None
         self.target = row_dots(h, head.weight, ids) if head.rounds and ids is not None else None
 
-    def fresh(self, w: Tensor, column: int) -> Tensor:
+    def fresh(self, w: Tensor, column: int, scratch: Scratch) -> Tensor:
         """A tile of raw products `[n, k]`: minus their offsets, in the operands' dtype, where the head rounds."""
         shape = (len(self.h), len(w))
         if not self.head.rounds:
-            z = self.scratch.tile("z", *shape)
+            z = scratch.tile("z", *shape)
             if self.h.dtype is z.dtype:
                 return torch.mm(self.h, w.t(), out=z)
             return z.copy_(torch.mm(self.h, w.t(), out_dtype=z.dtype))
-        raw = self.scratch.tile("raw", *shape, dtype=w.dtype)
+        raw = scratch.tile("raw", *shape, dtype=w.dtype)
         if self.offset is None:
             self._follow(torch.mm(self.h, w.t(), out=raw), column)
         assert self.offset is not None
@@ -101,15 +105,24 @@ class Products:
                 raw[again] = torch.addmm(_centre(self.offset[again], raw), self.h[again], w.t())
         return raw
 
-    def logits(self, raw: Tensor, offset: Tensor | None, column: int) -> Tensor:
+    def logits(self, raw: Tensor, offset: Tensor | None, column: int, scratch: Scratch) -> Tensor:
         """Logits before the temperature, in float32, from raw products and the offsets that they were made with."""
         z = raw
         if offset is not None:
-            z = self.scratch.tile("z", *raw.shape).copy_(raw).add_(offset[:, None])
+            z = scratch.tile("z", *raw.shape).copy_(raw).add_(offset[:, None])
         if self.ids is not None and self.target is not None:
             place, here = target_place(self.ids - column, z.shape[1])
             z.scatter_(1, place, torch.where(here, self.target[:, None], z.gather(1, place)))
         return self.head.finish(z, column)
+
+    def centre(self, typical: Tensor, block: Tokens) -> Tensor:
+        """The offsets for a backward pass, where an error of the probabilities weighs more than one of their sum.
+
+        Those that weigh most lie between the largest and the mean one, whose logit is `typical` above the largest's.
+        """
+        assert self.offset is not None
+        below = block.uncool(typical.nan_to_num(0.0, 0.0, 0.0)) / (2 * self.head.logit_scale)
+        return _representable(self.offset + below, self.head.weight.dtype)
 
     def _follow(self, raw: Tensor, column: int) -> None:
         largest = self._largest_other(raw, column)

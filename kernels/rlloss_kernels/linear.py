@@ -6,21 +6,22 @@ vector per token, which the forward pass sums up beside the statistics.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlloss_kernels.blocks import Rows, Scratch, tokens_that_count
+from rlloss_kernels.blocks import Rows, Scratch, Tokens, tokens_that_count
 from rlloss_kernels.frozen import WeightedMean, frozen_backward
 from rlloss_kernels.head import Head, Products
 from rlloss_kernels.logits import no_statistics
+from rlloss_kernels.plan import Plan
 from rlloss_kernels.statistics import STATISTICS, OnlineSoftmax, State, gradient_rows
-from rlloss_kernels.sums import GradientSums
+from rlloss_kernels.sums import GradientSums, for_every_tile
+from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 __all__ = ["linear_statistics"]
 
-COLUMNS = 4096  # of a tile at most
 SCRATCH_BYTES = 64 << 20
 _ALONG_ONE_VECTOR = ("logprobs", "logsumexp")
 
@@ -71,31 +72,42 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Statistics [5, N]; state [6, N], its last row the final offsets; what a frozen head or a cache keeps."""
     head = Head(weight, bias, softcap, logit_scale, vocabulary)
-    plan, rows, scratch = _plan(head, scratch_bytes), Rows(hidden), Scratch(hidden, head.dtype)
+    tokens, rows = tokens_that_count(ids, loss_mask, temperature, vocabulary), Rows(hidden)
+    plan = Plan.of(head, ids.numel(), len(tokens.positions), scratch_bytes)
     statistics, state = no_statistics(hidden, ids, 6)
     direction, cached, offsets = kept = _kept(head, hidden, ids, is_frozen, plan.columns, cache_bytes)
-    for _, block in tokens_that_count(ids, loss_mask, temperature, vocabulary).blocks(plan.rows):
-        products = Products(head, rows.gather(block, head.operand_dtype), block.ids, scratch)
-        softmax = OnlineSoftmax(block.ids, head.dtype, wanted)
-        mean = WeightedMean(head, products, scratch) if is_frozen else None
-        for tile, (column, w) in enumerate(head.tiles(plan.columns, scratch)):
-            raw = products.fresh(w, column)
-            if tile < len(cached):
-                cached[tile, block.positions, : len(w)] = raw
-                if products.offset is not None:
-                    offsets[tile, block.positions] = products.offset
-            z = products.logits(raw, products.offset, column)
-            slope = mean.slope(z) if mean is not None else None
-            softmax.absorb(block.cool(z), scratch.tile("spare", *z.shape))
+
+    summed = [*wanted]
+    summed[3] |= head.rounds and not is_frozen  # sum_p2, for the centre of a backward pass
+
+    def work(blocks: Sequence[tuple[slice, Tokens]]) -> None:
+        scratch = Scratch(hidden, head.dtype)
+        for _, block in blocks:
+            at = block.positions
+            products = Products(head, rows.gather(block, head.operand_dtype), block.ids)
+            softmax = OnlineSoftmax(block.ids, head.dtype, summed)
+            mean = WeightedMean(head, products, scratch) if is_frozen else None
+            for tile, (column, w) in enumerate(head.tiles(plan.columns, scratch)):
+                raw = products.fresh(w, column, scratch)
+                if tile < len(cached):
+                    cached[tile, at, : len(w)] = raw
+                    if products.offset is not None:
+                        offsets[tile, at] = products.offset
+                z = products.logits(raw, products.offset, column, scratch)
+                slope = mean.slope(z) if mean is not None else None
+                softmax.absorb(block.cool(z), scratch.tile("spare", *z.shape))
+                if mean is not None:
+                    mean.absorb(z, slope, w, softmax.growth)
+            statistics[:, at], states = softmax.close()
+            state[:5, at] = states
+            if products.offset is not None:
+                _, log_mass, _, _, concentration = states
+                state[5, at] = products.centre(log_mass + concentration.log(), block)
             if mean is not None:
-                mean.absorb(z, slope, w, softmax.growth)
-        statistics[:, block.positions], states = softmax.close()
-        state[:5, block.positions] = states
-        if products.offset is not None:
-            state[5, block.positions] = products.offset
-        if mean is not None:
-            direction[block.positions] = mean.direction(softmax.mass, State(*states), block).to(direction.dtype)
-    return statistics, state, *kept
+                direction[at] = mean.direction(softmax.mass, State(*states), block).to(direction.dtype)
+
+    in_parallel(work, shares(list(tokens.blocks(plan.rows)), worker_count(hidden.device)))
+    return statistics * statistics.new_tensor(wanted)[:, None], state, *kept
 
 
 @torch.library.custom_op("rlloss_kernels::linear_backward", mutates_args=())
@@ -118,38 +130,38 @@ def _backward(
 ) -> list[Tensor]:
     """The gradients of hidden, weight and bias, those of them that `needs` names."""
     head = Head(weight, bias, softcap, logit_scale, vocabulary)
-    plan, rows, scratch = _plan(head, scratch_bytes), Rows(hidden), Scratch(hidden, head.dtype)
+    scratch = Scratch(hidden, head.dtype)
     tokens = tokens_that_count(ids, loss_mask, temperature, vocabulary, grad)
     positions = tokens.positions
+    plan = Plan.of(head, ids.numel(), len(positions), scratch_bytes)
     at_tokens = state[:, positions]
     coefficients = gradient_rows(at_tokens[:5], grad[:, positions], vocabulary, logit_scale * tokens.factor)
-    blocks = [
-        (at, block, Products(head, rows.gather(block, head.operand_dtype), block.ids, scratch, at_tokens[5, at]))
-        for at, block in tokens.blocks(plan.rows)
-    ]
-    sums = GradientSums(head, hidden, len(positions), len(blocks), needs, scratch)
-    for tile, (column, w) in enumerate(head.tiles(plan.columns, scratch)):
-        sums.begin(column, w)
-        for at, block, products in blocks:
+    h = Rows(hidden).gather(tokens, head.operand_dtype)
+    blocks = [(at, block, Products(head, h[at], block.ids, at_tokens[5, at])) for at, block in tokens.blocks(plan.rows)]
+    sums = GradientSums(head, h, tokens.ids, plan.columns, len(blocks), needs, scratch)
+
+    def work(tile: int, column: int, w: Tensor, share: Sequence, own: Scratch) -> None:
+        for number, (at, block, products) in share:
             if tile < len(cached):
-                raw = scratch.tile("raw", len(block.positions), len(w), dtype=cached.dtype)
+                raw = own.tile("raw", len(block.positions), len(w), dtype=cached.dtype)
                 torch.index_select(cached[tile, :, : len(w)], 0, block.positions, out=raw)
                 offset = offsets[tile, block.positions] if head.rounds else None
             else:
-                raw, offset = products.fresh(w, column), products.offset
-            z = products.logits(raw, offset, column)
-            slope = None if softcap is None else head.slope(z, scratch.tile("slope", *z.shape))
-            coefficients.rows(at).overwrite(block.cool(z), column, block.ids, scratch.tile("spare", *z.shape))
-            sums.add(z if slope is None else z.mul_(slope), products.h, w, at)
-        sums.end()
-    return sums.gradients(positions, hidden.shape)
+                raw, offset = products.fresh(w, column, own), products.offset
+            z = products.logits(raw, offset, column, own)
+            slope = None if softcap is None else head.slope(z, own.tile("slope", *z.shape))
+            coefficients.rows(at).overwrite(block.cool(z), column, block.ids, own.tile("spare", *z.shape))
+            sums.rows(z if slope is None else z.mul_(slope), column, w, at, number, own)
+
+    for_every_tile(head, plan.columns, scratch, blocks, work, sums)
+    return sums.gradients(positions, hidden)
 
 
 @_forward.register_fake
 def _(hidden: Tensor, weight: Tensor, bias: Tensor | None, ids: Tensor, *args: Any) -> tuple[Tensor, ...]:
     _, _, softcap, logit_scale, vocabulary, _, is_frozen, scratch_bytes, cache_bytes = args
     head = Head(weight, bias, softcap, logit_scale, vocabulary)
-    columns = _plan(head, scratch_bytes).columns
+    columns = Plan.of(head, ids.numel(), 0, scratch_bytes).columns
     return *no_statistics(hidden, ids, 6), *_kept(head, hidden, ids, is_frozen, columns, cache_bytes)
 
 
@@ -181,27 +193,14 @@ def _autograd(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 _forward.register_autograd(_autograd, setup_context=_save)
 
 
-class _Plan(NamedTuple):
-    """The size of a tile."""
-
-    rows: int
-    columns: int
-
-
-def _plan(head: Head, scratch_bytes: int) -> _Plan:
-    """Half of the scratch holds what belongs to columns of the weight, half the tiles of one block of rows."""
-    width, size, low = head.weight.shape[1], head.dtype.itemsize, head.operand_dtype.itemsize
-    columns = min(COLUMNS, max(64, scratch_bytes // (2 * width * (size + low)) // 64 * 64))
-    rows = max(1, scratch_bytes // (2 * columns * (3 * size + 2 * low)))
-    return _Plan(rows if rows < 64 else rows // 64 * 64, columns)
-
-
 def _kept(
     head: Head, hidden: Tensor, ids: Tensor, is_frozen: bool, columns: int, cache_bytes: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Room for the direction [N, H] of a frozen head, and for raw tiles [tiles, N, columns] with their offsets."""
     count, dtype = ids.numel(), head.operand_dtype if head.rounds else head.dtype
     direction = hidden.new_empty((count if is_frozen else 0, hidden.shape[-1]))
+    if not cache_bytes:
+        return direction, hidden.new_empty((0, 0, 0), dtype=dtype), hidden.new_empty((0, 0), dtype=head.dtype)
     tiles = min(-(-head.vocabulary // columns), cache_bytes // max(count * columns * dtype.itemsize, 1))
     cached = hidden.new_empty((tiles, count, columns), dtype=dtype)
     return direction, cached, hidden.new_empty((tiles, count), dtype=head.dtype)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rlloss_kernels.blocks import Rows, Scratch, Tokens, statistics_dtype, tokens_that_count
 from rlloss_kernels.statistics import STATISTICS, OnlineSoftmax, gradient_rows
+from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 __all__ = ["logits_statistics"]
 
@@ -45,13 +46,18 @@ def _forward(
     wanted: list[bool],
     scratch_bytes: int,
 ) -> tuple[Tensor, Tensor]:
-    tiles = _Tiles(logits, vocabulary, scratch_bytes)
     statistics, state = no_statistics(logits, ids, 5)
-    for _, block in tokens_that_count(ids, loss_mask, temperature, vocabulary).blocks(tiles.rows):
-        z, spare = tiles.read(block)
-        softmax = OnlineSoftmax(block.ids, tiles.dtype, wanted)
-        softmax.absorb(z, spare)
-        statistics[:, block.positions], state[:, block.positions] = softmax.close()
+    tokens = tokens_that_count(ids, loss_mask, temperature, vocabulary)
+
+    def work(blocks: Sequence[tuple[slice, Tokens]]) -> None:
+        tiles = _Tiles(logits, vocabulary)
+        for _, block in blocks:
+            z, spare = tiles.read(block)
+            softmax = OnlineSoftmax(block.ids, tiles.dtype, wanted)
+            softmax.absorb(z, spare)
+            statistics[:, block.positions], state[:, block.positions] = softmax.close()
+
+    in_parallel(work, _shares(tokens, logits, vocabulary, scratch_bytes))
     return statistics, state
 
 
@@ -66,19 +72,24 @@ def _backward(
     vocabulary: int,
     scratch_bytes: int,
 ) -> Tensor:
-    tiles = _Tiles(logits, vocabulary, scratch_bytes)
     tokens = tokens_that_count(ids, loss_mask, temperature, vocabulary, grad)
     gradient = gradient_rows(state[:, tokens.positions], grad[:, tokens.positions], vocabulary, tokens.factor)
     every = len(tokens.positions) == ids.numel() and vocabulary == logits.shape[-1]
     result = logits.new_empty(logits.shape) if every else logits.new_zeros(logits.shape)
     matrix = result.view(-1, logits.shape[-1])[:, :vocabulary]
-    for at, block in tokens.blocks(tiles.rows):
-        z, spare = tiles.read(block)
-        gradient.rows(at).overwrite(z, 0, block.ids, spare)
-        if every:
-            matrix[at] = z
-        else:
-            matrix[block.positions] = z.to(matrix.dtype)
+
+    def work(blocks: Sequence[tuple[slice, Tokens]]) -> None:
+        tiles = _Tiles(logits, vocabulary)
+        for at, block in blocks:
+            in_place = every and matrix.dtype is tiles.dtype
+            z, spare = tiles.read(block, matrix[at] if in_place else None)
+            gradient.rows(at).overwrite(z, 0, block.ids, spare)
+            if every and not in_place:
+                matrix[at] = z
+            elif not every:
+                matrix[block.positions] = z.to(matrix.dtype)
+
+    in_parallel(work, _shares(tokens, logits, vocabulary, scratch_bytes))
     return result
 
 
@@ -105,18 +116,27 @@ _forward.register_autograd(_autograd, setup_context=_save)
 
 
 class _Tiles:
-    """The rows of the logits, in the dtype of their statistics, as many at a time as the scratch holds twice."""
+    """The rows of the logits in the dtype of their statistics, read into memory that one thread works in."""
 
-    def __init__(self, logits: Tensor, vocabulary: int, scratch_bytes: int):
+    def __init__(self, logits: Tensor, vocabulary: int):
         self.dtype, self.vocabulary = statistics_dtype(logits.dtype), vocabulary
         self.source = Rows(logits[..., :vocabulary])
         self.scratch = Scratch(logits, self.dtype)
-        self.rows = max(1, scratch_bytes // (2 * vocabulary * self.dtype.itemsize))
 
-    def read(self, block: Tokens) -> tuple[Tensor, Tensor]:
+    def read(self, block: Tokens, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The rows, in `out` if it is given, and memory of the same shape."""
         shape = (len(block.positions), self.vocabulary)
-        z = self.source.read(block, self.scratch.tile("z", *shape))
+        z = self.source.read(block, self.scratch.tile("z", *shape) if out is None else out)
         return block.cool(z), self.scratch.tile("spare", *shape)
+
+
+def _shares(
+    tokens: Tokens, logits: Tensor, vocabulary: int, scratch_bytes: int
+) -> list[Sequence[tuple[slice, Tokens]]]:
+    """Blocks of rows for each worker, as long as two tiles of theirs fit into its share of the scratch."""
+    workers = worker_count(logits.device)
+    rows = scratch_bytes // (2 * workers * vocabulary * statistics_dtype(logits.dtype).itemsize)
+    return shares(list(tokens.blocks(max(1, min(rows, -(-len(tokens.positions) // workers))))), workers)
 
 
 def no_statistics(like: Tensor, ids: Tensor, states: int) -> tuple[Tensor, Tensor]:

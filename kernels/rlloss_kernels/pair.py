@@ -36,11 +36,12 @@ class Orders(NamedTuple):
 class RunningMeans:
     """logsumexp of a row's logits, and the means of other values under their softmax, tile by tile."""
 
-    def __init__(self, count: int, names: Sequence[str], like: Tensor, dtype: torch.dtype):
+    def __init__(self, count: int, names: Sequence[str], like: Tensor, dtype: torch.dtype, *, squares: bool = False):
         # it starts at the lowest finite number, so that no difference of two shifts is -inf - -inf
         self.shift = like.new_full((count,), torch.finfo(dtype).min, dtype=dtype)
         self.mass = torch.zeros_like(self.shift)
         self.totals = {name: torch.zeros_like(self.shift) for name in names}
+        self.square = torch.zeros_like(self.shift) if squares else None
 
     def absorb(self, z: Tensor, values: Mapping[str, Tensor], scratch: Scratch) -> None:
         """Adds the next columns `z` [n, k], which become their weights, with one tile of values for each name."""
@@ -52,11 +53,19 @@ class RunningMeans:
         for name, value in values.items():
             total = weighted_sum(weight, value, scratch)
             self.totals[name] = self.totals[name] * growth + total
+        if self.square is not None:
+            self.square = self.square * growth.square() + weight.square_().sum(1)
 
     @property
     def logsumexp(self) -> Tensor:
         """Over all columns so far."""
         return self.shift + self.mass.log()
+
+    @property
+    def typical(self) -> Tensor:
+        """How far the logit of the mean probability, sum p^2, lies above the largest one."""
+        assert self.square is not None
+        return self.square.log() - self.mass.log()
 
     def mean(self, name: str) -> Tensor:
         """E[value], 0 where it was not asked for."""
@@ -67,11 +76,15 @@ class RunningMeans:
 class PairSums:
     """The first pass over the columns of a block of rows: all but the mixture."""
 
-    def __init__(self, count: int, like: Tensor, dtype: torch.dtype, wanted: Sequence[str], orders: Orders):
+    def __init__(
+        self, count: int, like: Tensor, wanted: Sequence[str], orders: Orders, squares: Sequence[bool] = (False, False)
+    ):
         means = {"reverse_kl": "drift", "entropy": "logits"}, {"forward_kl": "drift", "ref_entropy": "logits"}
         names = [[mean for output, mean in of.items() if output in wanted] for of in means]
-        self.policy, self.reference = (RunningMeans(count, n, like, dtype) for n in names)
-        self.bridge = RunningMeans(count, (), like, dtype) if "renyi" in wanted else None
+        self.policy, self.reference = (
+            RunningMeans(count, n, like, like.dtype, squares=s) for n, s in zip(names, squares, strict=True)
+        )
+        self.bridge = RunningMeans(count, (), like, like.dtype) if "renyi" in wanted else None
         self.orders = orders
 
     def absorb(self, s: Tensor, u: Tensor, scratch: Scratch) -> None:

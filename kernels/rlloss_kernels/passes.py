@@ -1,7 +1,7 @@
 """The passes of two models over the tiles of their logits, whatever these are made of."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,10 +9,11 @@ from torch import Tensor
 
 from rlloss_kernels.blocks import Rows, Scratch, Tokens, statistics_dtype, tokens_that_count
 from rlloss_kernels.head import Head, Products
-from rlloss_kernels.pair import DIVERGENCES, MixtureSums, Orders, PairGradient, PairState, PairSums
+from rlloss_kernels.pair import DIVERGENCES, MixtureSums, Orders, PairGradient, PairState, PairSums, RunningMeans
 from rlloss_kernels.statistics import target_place
+from rlloss_kernels.workers import in_parallel, shares, worker_count
 
-_TILES = 10  # of the logits' dtype that one block of rows may want at a time
+TILES = 10  # of the logits' dtype that one block of rows may want at a time
 KEPT = len(PairState._fields)
 
 
@@ -28,9 +29,15 @@ class LogitTiles:
         z = self.source.read(block, self.scratch.tile("z", len(block.positions), self.columns))
         yield 0, block.cool(z)
 
+    rounds = False
+
     @property
     def offset(self) -> Tensor | None:
         """What the products of the last block were centred on."""
+        return None
+
+    def centre(self, means: RunningMeans, block: Tokens) -> Tensor | None:
+        """The offsets for a backward pass over the last block."""
         return None
 
 
@@ -41,63 +48,89 @@ class HeadTiles:
         self.head, self.dtype, self.columns, self.has_ids = head, head.dtype, columns, ids is not None
         self.rows, self.scratch = Rows(hidden), Scratch(hidden, head.dtype)
 
-    def products(self, block: Tokens, offset: Tensor | None = None) -> Products:
-        """Those of a block of rows; without `offset` they find theirs."""
-        h = self.rows.gather(block, self.head.operand_dtype)
-        return Products(self.head, h, block.ids if self.has_ids else None, self.scratch, offset)
+    def products(self, block: Tokens, offset: Tensor | None = None, h: Tensor | None = None) -> Products:
+        """Those of a block of rows `h`; without `offset` they find theirs."""
+        h = self.rows.gather(block, self.head.operand_dtype) if h is None else h
+        return Products(self.head, h, block.ids if self.has_ids else None, offset)
 
     def tiles(self, block: Tokens, offset: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
         """The column at which each tile begins, and the tile, to be overwritten."""
         self.latest = self.products(block, offset)
         for column, w in self.head.tiles(self.columns, self.scratch):
-            yield column, self.tile(self.latest, block, column, w)
-
-    def tile(self, products: Products, block: Tokens, column: int, w: Tensor) -> Tensor:
-        """The logits of a block of rows at the columns of `w`."""
-        return block.cool(products.logits(products.fresh(w, column), products.offset, column))
+            raw = self.latest.fresh(w, column, self.scratch)
+            yield column, block.cool(self.latest.logits(raw, self.latest.offset, column, self.scratch))
 
     @property
     def offset(self) -> Tensor | None:
         """What the products of the last block were centred on."""
         return self.latest.offset
 
+    @property
+    def rounds(self) -> bool:
+        """Whether there is anything to centre."""
+        return self.head.rounds
+
+    def centre(self, means: RunningMeans, block: Tokens) -> Tensor:
+        """The offsets for a backward pass over the last block."""
+        return self.latest.centre(means.typical, block)
+
 
 def divergences_of_blocks(
-    policy: LogitTiles | HeadTiles,
-    reference: LogitTiles | HeadTiles,
-    tokens: Tokens,
+    sources: Callable[[], Sequence[LogitTiles | HeadTiles]],
+    blocks: Sequence[tuple[slice, Tokens]],
     found: Tensor,
     state: Tensor,
     wanted: Sequence[bool],
     orders: Orders,
-    rows: int,
 ) -> None:
-    """Fills in `found` [8, N] and `state` [8, N]: PairState, and the offsets of the products of both."""
+    """Fills in `found` [8, N] and `state` [8, N]: PairState, and the offsets of the products of both.
+
+    Args:
+        sources: Makes the policy's and the reference's tiles, of which each worker has its own.
+    """
     names = [name for name, want in zip(DIVERGENCES, wanted, strict=True) if want]
-    scratch = Scratch(found, policy.dtype)
-    for _, block in tokens.blocks(rows):
-        sums = PairSums(len(block.positions), found, policy.dtype, names, orders)
-        targets = torch.zeros(2, len(block.positions), dtype=policy.dtype, device=found.device)
-        for (column, s), (_, u) in zip(policy.tiles(block), reference.tiles(block), strict=True):
-            place, here = target_place(block.ids - column, s.shape[1])
-            for target, z in zip(targets, (s, u), strict=True):
-                target += torch.where(here, z.gather(1, place), 0).squeeze(1)
-            sums.absorb(s, u, scratch)
-        values, kept = sums.close()
-        offsets = policy.offset, reference.offset
-        if "js" in names:
-            mixture = MixtureSums(kept, orders)
-            tiles = (source.tiles(block, x) for source, x in zip((policy, reference), offsets, strict=True))
-            for (_, s), (_, u) in zip(*tiles, strict=True):
-                mixture.absorb(s, u, scratch)
-            values["js"], kept = mixture.close()
-        values |= {"logprobs": targets[0] - kept.lse, "ref_logprobs": targets[1] - kept.ref_lse}
-        for i, value in enumerate((*kept, *offsets)):
-            if value is not None:
-                state[i, block.positions] = value
-        for i, name in enumerate(DIVERGENCES):
-            if wanted[i]:
-                found[i, block.positions] = values[name]
+
+    def work(share: Sequence[tuple[slice, Tokens]]) -> None:
+        both, scratch = sources(), Scratch(found, found.dtype)
+        for _, block in share:
+            values, kept, centres = _divergences(both, block, names, orders, found, scratch)
+            for i, value in enumerate((*kept, *centres)):
+                if value is not None:
+                    state[i, block.positions] = value
+            for i, name in enumerate(DIVERGENCES):
+                if wanted[i]:
+                    found[i, block.positions] = values[name]
+
+    in_parallel(work, shares(blocks, worker_count(found.device)))
+
+
+def _divergences(
+    both: Sequence[LogitTiles | HeadTiles],
+    block: Tokens,
+    names: Sequence[str],
+    orders: Orders,
+    like: Tensor,
+    scratch: Scratch,
+) -> tuple[dict[str, Tensor], PairState, list[Tensor | None]]:
+    """All that is wanted of a block of rows, its state, and the offsets for a backward pass."""
+    policy, reference = both
+    sums = PairSums(len(block.positions), like, names, orders, [source.rounds for source in both])
+    targets = like.new_zeros((2, len(block.positions)))
+    for (column, s), (_, u) in zip(policy.tiles(block), reference.tiles(block), strict=True):
+        place, here = target_place(block.ids - column, s.shape[1])
+        for target, z in zip(targets, (s, u), strict=True):
+            target += torch.where(here, z.gather(1, place), 0).squeeze(1)
+        sums.absorb(s, u, scratch)
+    values, kept = sums.close()
+    means = (sums.policy, sums.reference)
+    centres = [source.centre(of, block) if source.rounds else None for source, of in zip(both, means, strict=True)]
+    if "js" in names:
+        mixture = MixtureSums(kept, orders)
+        tiles = (source.tiles(block, source.offset) for source in both)
+        for (_, s), (_, u) in zip(*tiles, strict=True):
+            mixture.absorb(s, u, scratch)
+        values["js"], kept = mixture.close()
+    return values | {"logprobs": targets[0] - kept.lse, "ref_logprobs": targets[1] - kept.ref_lse}, kept, centres
 
 
 def pair_gradient(state: Tensor, grad: Tensor, wanted: Sequence[bool], orders: Orders) -> PairGradient:
@@ -127,8 +160,3 @@ def no_divergences(like: Tensor) -> tuple[Tensor, Tensor]:
     count = math.prod(like.shape[:-1])
     dtype = statistics_dtype(like.dtype)
     return like.new_zeros((len(DIVERGENCES), count), dtype=dtype), like.new_zeros((KEPT + 2, count), dtype=dtype)
-
-
-def rows_of_a_block(columns: int, dtype: torch.dtype, scratch_bytes: int) -> int:
-    """How many rows a block has."""
-    return max(1, scratch_bytes // (_TILES * columns * dtype.itemsize))

@@ -124,11 +124,10 @@ class GradientRows(NamedTuple):
             if self.slope is None:
                 z.copy_(self.scale[:, None])
             else:
-                z.clamp_(min=-_FAR)
-                torch.addcmul(self.scale[:, None], z, self.slope[:, None], out=z)
-            if self.square is not None:
-                z.addcmul_(weight, self.square[:, None])
+                z.clamp_(min=-_FAR).mul_(self.slope[:, None]).add_(self.scale[:, None])
             z.mul_(weight)
+            if self.square is not None:
+                z.add_(weight.square_().mul_(self.square[:, None]))
         if self.uniform is not None and forbidden is not None:
             z.add_(self.uniform[:, None]).masked_fill_(forbidden, 0)
         z.scatter_(1, place, torch.where(here, self.target[:, None], z.gather(1, place)))

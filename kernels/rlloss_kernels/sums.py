@@ -1,12 +1,14 @@
-"""Sums of products over tiles: the gradients of a head's inputs."""
+"""The gradients of a head's inputs, summed tile by tile without the gradient of the logits ever being whole."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from rlloss_kernels.blocks import Scratch
 from rlloss_kernels.head import Head
+from rlloss_kernels.statistics import target_place
+from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, scratch: Scratch) -> None:
@@ -20,58 +22,97 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, scratch: Scratch) -> None:
 
 
 class GradientSums:
-    """The gradients of hidden, weight and bias, those of them that `needs` names, from tiles of the logits' gradient.
+    """The gradients of hidden, weight and bias, those of them that `needs` names.
 
-    Tiles come by columns, and for each of those by `blocks` blocks of the `count` rows that have a gradient. What is
-    summed over blocks is summed in the dtype of the logits and rounded once.
+    For a range of columns, workers first make the gradient of their rows' products and add up that of their hidden
+    states; then, with the gradient of all rows at hand, each writes its part of the weight's gradient, once.
+
+    What a row's target has of `dz` is by far its largest part. Where products are in low precision, it reaches the
+    hidden state apart from them, in full.
+
+    Args:
+        ids: `[n]`, the targets.
+        h: `[n, H]`, the rows with a gradient, in the dtype of products.
+        columns: The widest range.
+        blocks: How many blocks the rows come in.
     """
 
-    def __init__(self, head: Head, hidden: Tensor, count: int, blocks: int, needs: Sequence[bool], scratch: Scratch):
-        self.head, self.hidden, self.scratch = head, hidden, scratch
+    def __init__(
+        self, head: Head, h: Tensor, ids: Tensor, columns: int, blocks: int, needs: Sequence[bool], scratch: Scratch
+    ):
+        self.head, self.h, self.ids, weight = head, h, ids, head.weight
         to_hidden, to_weight, to_bias = needs
-        weight = head.weight
-        self.d_hidden = hidden.new_zeros(count, hidden.shape[-1], dtype=head.dtype) if to_hidden else None
+        self.d_hidden = h.new_zeros(h.shape, dtype=head.dtype) if to_hidden else None
         self.d_weight = weight.new_empty(weight.shape) if to_weight else None
         self.d_bias = weight.new_zeros(len(weight), dtype=head.dtype) if to_bias else None
-        self.once = blocks == 1 and weight.dtype is head.operand_dtype  # nothing to sum: written where it belongs
+        self.bias_parts = h.new_empty((blocks, columns), dtype=head.dtype) if to_bias else None
+        self.of_target = h.new_zeros(len(h), dtype=head.dtype)
         if self.d_weight is not None:
-            self.d_weight[head.vocabulary if blocks else 0 :] = 0
+            self.d_weight[head.vocabulary if len(h) else 0 :] = 0
+            self.dz = scratch.tile("dz", len(h), columns, dtype=head.operand_dtype).view(-1)
 
-    def begin(self, column: int, w: Tensor) -> None:
-        """Starts with the next columns."""
-        self.columns = slice(column, column + len(w))
-        self.d_w = None
-        if self.d_weight is not None and not self.once:
-            in_place = self.d_weight.dtype is self.head.dtype
-            self.d_w = self.d_weight[self.columns] if in_place else self.scratch.tile("d_weight", *w.shape)
-            self.d_w.zero_()
+    def rows(self, dz: Tensor, column: int, w: Tensor, at: slice, block: int, scratch: Scratch) -> None:
+        """Takes the gradient `dz` of the products of rows `at`, block number `block`, with `w` from `column` on."""
+        if self.bias_parts is not None:
+            self.bias_parts[block, : len(w)] = dz.sum(0)
+        if self.d_weight is not None:
+            low = self.dz[: len(self.h) * len(w)].view(len(self.h), len(w))[at].copy_(dz)
+        else:
+            low = dz if dz.dtype is w.dtype else scratch.tile("low", *dz.shape, dtype=w.dtype).copy_(dz)
+        if self.d_hidden is None:
+            return
+        if low is dz or low.dtype is dz.dtype:
+            add_product(self.d_hidden[at], low, w, scratch)
+            return
+        place, here = target_place(self.ids[at] - column, len(w))
+        target = low.gather(1, place)
+        self.of_target[at] += torch.where(here, dz.gather(1, place), 0).squeeze(1)
+        low.scatter_(1, place, torch.where(here, 0, target))
+        add_product(self.d_hidden[at], low, w, scratch)
+        low.scatter_(1, place, target)
 
-    def add(self, dz: Tensor, h: Tensor, w: Tensor, at: slice) -> None:
-        """Adds a tile, the gradient of the products of rows `at` with these columns."""
-        if self.d_bias is not None:
-            self.d_bias[self.columns] += dz.sum(0)
-        if dz.dtype is not w.dtype:
-            dz = self.scratch.tile("low", *dz.shape, dtype=w.dtype).copy_(dz)
-        if self.d_hidden is not None:
-            add_product(self.d_hidden[at], dz, w, self.scratch)
-        if self.d_w is not None:
-            add_product(self.d_w, dz.t(), h, self.scratch)
-        elif self.d_weight is not None:
-            torch.mm(dz.t(), h, out=self.d_weight[self.columns])
+    def end(self, column: int, width: int) -> None:
+        """Writes what the columns from `column` on have got, when all rows are there."""
+        if self.d_bias is not None and self.bias_parts is not None:
+            self.d_bias[column : column + width] = self.bias_parts[:, :width].sum(0)
+        if self.d_weight is None or not len(self.h):
+            return
+        dz, d_w = self.dz[: len(self.h) * width].view(len(self.h), width), self.d_weight[column : column + width]
 
-    def end(self) -> None:
-        """Rounds what these columns have got."""
-        if self.d_weight is not None and self.d_w is not None and self.d_w.dtype is not self.d_weight.dtype:
-            self.d_weight[self.columns] = self.d_w
+        def write(part: Sequence[int]) -> None:
+            of = slice(part[0], part[-1] + 1)
+            if d_w.dtype is dz.dtype:
+                torch.mm(dz[:, of].t(), self.h, out=d_w[of])
+            else:
+                d_w[of] = torch.mm(dz[:, of].t(), self.h)
 
-    def gradients(self, positions: Tensor, shape: torch.Size) -> list[Tensor]:
-        """The gradients, that of hidden with its rows at their positions in `[*tokens, H]`, `shape`."""
+        in_parallel(write, shares(range(width), worker_count(dz.device)))
+
+    def gradients(self, positions: Tensor, like: Tensor) -> list[Tensor]:
+        """The gradients, that of hidden with its rows at their positions in the shape of `like`."""
         results = []
         if self.d_hidden is not None:
-            whole = self.hidden.new_zeros(shape).view(-1, shape[-1])
-            results.append(whole.index_copy_(0, positions, self.d_hidden.to(whole.dtype)).view(shape))
+            for at in torch.arange(len(self.h), device=self.h.device).split(256):
+                self.d_hidden[at] += self.of_target[at, None] * self.head.weight[self.ids[at]].to(self.d_hidden.dtype)
+            whole = like.new_zeros(like.shape).view(-1, like.shape[-1])
+            results.append(whole.index_copy_(0, positions, self.d_hidden.to(whole.dtype)).view(like.shape))
         if self.d_weight is not None:
             results.append(self.d_weight)
         if self.d_bias is not None:
             results.append(self.d_bias.to(self.head.weight.dtype))
         return results
+
+
+def for_every_tile(
+    head: Head, columns: int, scratch: Scratch, blocks: Sequence, work: Callable, sums: GradientSums
+) -> None:
+    """Calls `work(tile, column, w, share, scratch)` with each worker's blocks and memory, and ends every tile."""
+    workers = shares(list(enumerate(blocks)), worker_count(head.weight.device))
+    memories = [Scratch(head.weight, head.dtype) for _ in workers]
+    for tile, (column, w) in enumerate(head.tiles(columns, scratch)):
+
+        def one(i: int, at: tuple = (tile, column, w)) -> None:
+            work(*at, workers[i], memories[i])
+
+        in_parallel(one, range(len(workers)))
+        sums.end(column, len(w))

@@ -6,24 +6,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlloss_kernels.blocks import Scratch
-from rlloss_kernels.head import Head
+from rlloss_kernels.blocks import Rows, Scratch
+from rlloss_kernels.head import Head, Products
 from rlloss_kernels.pair import DIVERGENCES, Orders
 from rlloss_kernels.passes import (
     KEPT,
+    TILES,
     HeadTiles,
     divergences_of_blocks,
     finished,
     no_divergences,
     pair_gradient,
     pair_tokens,
-    rows_of_a_block,
 )
-from rlloss_kernels.sums import GradientSums
+from rlloss_kernels.plan import Plan
+from rlloss_kernels.sums import GradientSums, for_every_tile
 
 __all__ = ["linear_divergences"]
 
-COLUMNS = 4096
 SCRATCH_BYTES = 128 << 20
 
 
@@ -76,12 +76,15 @@ def _forward(
     scratch_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     found, state = no_divergences(hidden)
-    policy = HeadTiles(Head(weight, bias, softcap, logit_scale, vocabulary), hidden, ids, COLUMNS)
-    ref_head = Head(ref_weight, ref_bias, ref_softcap, ref_logit_scale, vocabulary)
-    reference = HeadTiles(ref_head, ref_hidden, ids, COLUMNS)
     tokens = pair_tokens(ids, hidden, loss_mask, temperature, vocabulary)
-    rows = rows_of_a_block(COLUMNS, policy.dtype, scratch_bytes)
-    divergences_of_blocks(policy, reference, tokens, found, state, wanted, Orders(alpha, beta), rows)
+    head = Head(weight, bias, softcap, logit_scale, vocabulary)
+    ref_head = Head(ref_weight, ref_bias, ref_softcap, ref_logit_scale, vocabulary)
+    plan = Plan.of(head, found.shape[1], len(tokens.positions), scratch_bytes, TILES)
+
+    def sources() -> list[HeadTiles]:
+        return [HeadTiles(h, x, ids, plan.columns) for h, x in ((head, hidden), (ref_head, ref_hidden))]
+
+    divergences_of_blocks(sources, list(tokens.blocks(plan.rows)), found, state, wanted, Orders(alpha, beta))
     return found, state
 
 
@@ -111,30 +114,32 @@ def _backward(
 ) -> list[Tensor]:
     """The gradients of hidden, weight and bias, those of them that `needs` names."""
     head = Head(weight, bias, softcap, logit_scale, vocabulary)
-    policy = HeadTiles(head, hidden, ids, COLUMNS)
     ref_head = Head(ref_weight, ref_bias, ref_softcap, ref_logit_scale, vocabulary)
-    reference = HeadTiles(ref_head, ref_hidden, ids, COLUMNS)
-    scratch = Scratch(hidden, head.dtype)
     tokens = pair_tokens(ids, hidden, loss_mask, temperature, vocabulary, grad)
-    at_tokens = state[:, tokens.positions]
+    plan = Plan.of(head, grad.shape[1], len(tokens.positions), scratch_bytes, TILES)
+    at_tokens, scratch = state[:, tokens.positions], Scratch(hidden, head.dtype)
     gradient = pair_gradient(at_tokens, grad[:, tokens.positions], wanted, Orders(alpha, beta))
-    blocks = [
-        (at, block, policy.products(block, at_tokens[KEPT, at]), reference.products(block, at_tokens[KEPT + 1, at]))
-        for at, block in tokens.blocks(rows_of_a_block(COLUMNS, head.dtype, scratch_bytes))
-    ]
-    sums = GradientSums(head, hidden, len(tokens.positions), len(blocks), needs, scratch)
-    tiles = zip(head.tiles(COLUMNS, policy.scratch), ref_head.tiles(COLUMNS, reference.scratch), strict=True)
-    for (column, w), (_, ref_w) in tiles:
-        sums.begin(column, w)
-        for at, block, ours, theirs in blocks:
-            z = ours.logits(ours.fresh(w, column), ours.offset, column)
-            slope = None if softcap is None else head.slope(z, scratch.tile("slope", *z.shape))
-            u = reference.tile(theirs, block, column, ref_w)
+    h, ref_h = (Rows(x).gather(tokens, y.operand_dtype) for x, y in ((hidden, head), (ref_hidden, ref_head)))
+    blocks = []
+    for at, block in tokens.blocks(plan.rows):
+        own = None if ids is None else block.ids
+        ours = Products(head, h[at], own, at_tokens[KEPT, at])
+        blocks.append((at, block, ours, Products(ref_head, ref_h[at], own, at_tokens[KEPT + 1, at])))
+    sums = GradientSums(head, h, tokens.ids, plan.columns, len(blocks), needs, scratch)
+
+    def work(_: int, column: int, w: Tensor, share: Sequence, own: Scratch) -> None:
+        ref_own = own.nested("reference")
+        ref_w = ref_head.operand(column, len(w), ref_own)
+        for number, (at, block, ours, theirs) in share:
+            z = ours.logits(ours.fresh(w, column, own), ours.offset, column, own)
+            slope = None if softcap is None else head.slope(z, own.tile("slope", *z.shape))
+            u = block.cool(theirs.logits(theirs.fresh(ref_w, column, ref_own), theirs.offset, column, ref_own))
             part = gradient.rows(at)
-            dz = finished(part.overwrite(block.cool(z), u, scratch), part, block, column).mul_(logit_scale)
-            sums.add(dz if slope is None else dz.mul_(slope), ours.h, w, at)
-        sums.end()
-    return sums.gradients(tokens.positions, hidden.shape)
+            dz = finished(part.overwrite(block.cool(z), u, own), part, block, column).mul_(logit_scale)
+            sums.rows(dz if slope is None else dz.mul_(slope), column, w, at, number, own)
+
+    for_every_tile(head, plan.columns, scratch, blocks, work, sums)
+    return sums.gradients(tokens.positions, hidden)
 
 
 @_forward.register_fake

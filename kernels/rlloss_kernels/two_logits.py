@@ -6,17 +6,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlloss_kernels.blocks import Scratch
+from rlloss_kernels.blocks import Scratch, Tokens
 from rlloss_kernels.pair import DIVERGENCES, Orders
 from rlloss_kernels.passes import (
+    TILES,
     LogitTiles,
     divergences_of_blocks,
     finished,
     no_divergences,
     pair_gradient,
     pair_tokens,
-    rows_of_a_block,
 )
+from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 __all__ = ["logits_divergences"]
 
@@ -60,10 +61,12 @@ def _forward(
     scratch_bytes: int,
 ) -> tuple[Tensor, Tensor]:
     found, state = no_divergences(logits)
-    policy, reference = (LogitTiles(x, vocabulary) for x in (logits, ref_logits))
-    tokens = pair_tokens(ids, logits, loss_mask, temperature, vocabulary)
-    rows = rows_of_a_block(vocabulary, policy.dtype, scratch_bytes)
-    divergences_of_blocks(policy, reference, tokens, found, state, wanted, Orders(alpha, beta), rows)
+    blocks = _blocks(pair_tokens(ids, logits, loss_mask, temperature, vocabulary), found, vocabulary, scratch_bytes)
+
+    def sources() -> list[LogitTiles]:
+        return [LogitTiles(x, vocabulary) for x in (logits, ref_logits)]
+
+    divergences_of_blocks(sources, blocks, found, state, wanted, Orders(alpha, beta))
     return found, state
 
 
@@ -82,17 +85,28 @@ def _backward(
     beta: float,
     scratch_bytes: int,
 ) -> Tensor:
-    policy, reference = (LogitTiles(x, vocabulary) for x in (logits, ref_logits))
-    scratch = Scratch(logits, policy.dtype)
     tokens = pair_tokens(ids, logits, loss_mask, temperature, vocabulary, grad)
     gradient = pair_gradient(state[:, tokens.positions], grad[:, tokens.positions], wanted, Orders(alpha, beta))
     result = logits.new_zeros(logits.shape)
     matrix = result.view(-1, logits.shape[-1])[:, :vocabulary]
-    for at, block in tokens.blocks(rows_of_a_block(vocabulary, policy.dtype, scratch_bytes)):
-        ((_, s),), ((_, u),) = policy.tiles(block), reference.tiles(block)
-        part = gradient.rows(at)
-        matrix[block.positions] = finished(part.overwrite(s, u, scratch), part, block, 0).to(matrix.dtype)
+
+    def work(share: Sequence[tuple[slice, Tokens]]) -> None:
+        policy, reference = (LogitTiles(x, vocabulary) for x in (logits, ref_logits))
+        scratch = Scratch(logits, policy.dtype)
+        for at, block in share:
+            ((_, s),), ((_, u),) = policy.tiles(block), reference.tiles(block)
+            part = gradient.rows(at)
+            matrix[block.positions] = finished(part.overwrite(s, u, scratch), part, block, 0).to(matrix.dtype)
+
+    in_parallel(work, shares(_blocks(tokens, state, vocabulary, scratch_bytes), worker_count(logits.device)))
     return result
+
+
+def _blocks(tokens: Tokens, like: Tensor, vocabulary: int, scratch_bytes: int) -> list[tuple[slice, Tokens]]:
+    """Blocks of rows whose tiles fit into a worker's share of the scratch."""
+    workers = worker_count(like.device)
+    rows = scratch_bytes // (TILES * workers * vocabulary * like.dtype.itemsize)
+    return list(tokens.blocks(max(1, min(rows, -(-len(tokens.positions) // workers)))))
 
 
 @_forward.register_fake
