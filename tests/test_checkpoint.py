@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rlloss.loop import state as state_module
 from rlloss.loop.checkpoint import (
+    has_checkpoint,
     optimizer_tensors,
     read_checkpoint,
     restore_model,
@@ -74,6 +75,15 @@ def test_tensor_survives_bit_for_bit(tmp_path: Path, name: str) -> None:
 
 def test_no_tensors_at_all_survive(tmp_path: Path) -> None:
     assert read_checkpoint(write_checkpoint(tmp_path / "c", {}, {"step": 1})) == ({}, {"step": 1})
+
+
+def test_an_interrupted_write_leaves_a_checkpoint(tmp_path: Path) -> None:
+    assert not has_checkpoint(tmp_path / "c")
+    write_checkpoint(tmp_path / "c", {}, {"step": 1})
+    assert has_checkpoint(tmp_path / "c")
+    (tmp_path / "c").rename(tmp_path / ".c.old")  # between the writer's two renames
+    assert has_checkpoint(tmp_path / "c")
+    assert read_checkpoint(tmp_path / "c") == ({}, {"step": 1})
 
 
 def test_tied_tensors_are_stored_once_and_tied_again(tmp_path: Path) -> None:

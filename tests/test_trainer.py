@@ -4,19 +4,27 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     LlamaForSequenceClassification,
+    OPTConfig,
+    OPTForCausalLM,
     PreTrainedTokenizerFast,
 )
 
 import rlloss
 from rlloss.loop import WithoutAdapters, offline_batch
+from rlloss.loop.modes import adapter_modules, gradient_mode
 from rlloss.trainer import PARAMETERS, create_rl_trainer
 from rlloss.trainer.parameters import table
 
@@ -172,6 +180,12 @@ REACHES: dict[str, tuple[str, dict[str, Any], Any, Any]] = {
         lambda t: rates(t, 4),
         [0.5, 1.0, 1.0, 0.5],
     ),
+    "warmup_ratio": (
+        "dpo",
+        {"warmup_ratio": 0.3, "max_steps": 4, "learning_rate": 1.0},
+        lambda t: rates(t, 4),
+        [0.5, 1.0, 1.0, 0.5],
+    ),
     "scheduler": (
         "dpo",
         {"scheduler": "cosine", "max_steps": 2, "learning_rate": 1.0},
@@ -195,6 +209,12 @@ REACHES: dict[str, tuple[str, dict[str, Any], Any, Any]] = {
     "percent": ("dpo", {"percent": 50.0, "eval_fraction": 0}, lambda t: len(t.examples), 4),
     "max_samples": ("dpo", {"max_samples": 3, "eval_fraction": 0}, lambda t: len(t.examples), 3),
     "eval_dataset": ("dpo", {"eval_dataset": PAIRS[:3]}, lambda t: (len(t.examples), len(t.eval_examples)), (8, 3)),
+    "eval_split": (
+        "dpo",
+        {"eval_dataset": {"train": PAIRS, "mine": PAIRS[:3], "test": PAIRS[:2]}, "eval_split": "mine"},
+        lambda t: len(t.eval_examples),
+        3,
+    ),
     "eval_fraction": ("dpo", {"eval_fraction": 0.3}, lambda t: (len(t.examples), len(t.eval_examples)), (5, 3)),
     "max_seq_length": (
         "dpo",
@@ -245,6 +265,7 @@ REACHES: dict[str, tuple[str, dict[str, Any], Any, Any]] = {
     "temperature": ("grpo", {"temperature": 0.7}, lambda t: t.session.temperature, 0.7),
     "group_size": ("grpo", {"num_generations": 3}, lambda t: t.group_size, 3),
     "max_new_tokens": ("drgrpo", {"max_new_tokens": 9}, lambda t: t.loss_fn.max_length, 9),
+    "scale_rewards": ("grpo", {"scale_rewards": "batch"}, lambda t: t.advantages.scale, "batch"),
     "normalize_rewards": (
         "grpo",
         {"normalize_rewards": True},
@@ -303,6 +324,9 @@ REACHES: dict[str, tuple[str, dict[str, Any], Any, Any]] = {
 def test_a_parameter_reaches_what_it_names(make, name, tmp_path):
     algorithm, parameters, observed, expected = REACHES[name]
     parameters = dict(parameters)
+    if isinstance(parameters.get("eval_dataset"), dict):
+        rows = parameters["eval_dataset"].items()
+        parameters["eval_dataset"] = datasets.DatasetDict({k: datasets.Dataset.from_list(x) for k, x in rows})
     if parameters.get("dataset") == "splits":
         (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PAIRS))
         (tmp_path / "splits").mkdir()
@@ -356,10 +380,11 @@ def test_epochs_and_mini_batches_are_those_of_the_loop(make):
 
 
 def test_the_reference_of_an_adapted_model_is_the_model_without_adapters(make, folder):
-    trainer = make("dpo", use_peft=True, max_steps=3, learning_rate=0.1)
+    trainer = make("dpo", use_peft=True, max_steps=4, learning_rate=0.1)
     frozen = [x.clone() for name, x in trainer.session.model.named_parameters() if "lora_" not in name]
-    assert trainer.train()[0]["margin"] == 0
-    assert trainer.train()[0]["margin"] != 0
+    history = trainer.train()
+    assert history[0]["margin"] == 0
+    assert history[3]["margin"] != 0
     kept = [x for name, x in trainer.session.model.named_parameters() if "lora_" not in name]
     assert all(torch.equal(x, y) for x, y in zip(frozen, kept, strict=True))
     batch = offline_batch(trainer.session, trainer.examples, rlloss.SimPOLoss())
@@ -542,6 +567,309 @@ def test_a_custom_reward_model_learns_what_the_functions_say(make, folder, tmp_p
     assert abs(untrained.rewards.functions[0]([""], ["aaaa"])[0]) < 0.5
 
 
+# rows
+
+
+@pytest.fixture
+def splits():
+    def rows(number):
+        return datasets.Dataset.from_list(PAIRS[:number])
+
+    return datasets.DatasetDict({"train_prefs": rows(8), "test_prefs": rows(3), "train": rows(7), "test": rows(2)})
+
+
+def test_rows_to_evaluate_on_have_the_split_that_goes_with_the_trained_one(make, splits, tmp_path):
+    def evaluated(source, **parameters):
+        return len(make("dpo", splits, eval_dataset=source, **parameters).eval_examples)
+
+    assert evaluated(splits) == 2
+    assert evaluated(splits, split="train_prefs") == 3
+    assert evaluated(datasets.DatasetDict({"any": splits["test"]}), split="train_prefs") == 2
+    assert evaluated(datasets.DatasetDict({"train": splits["test"], "validation": splits["test_prefs"]})) == 3
+    assert evaluated(PAIRS[:4], split="train_prefs") == evaluated(splits["train"].select(range(4))) == 4
+    held_out = datasets.DatasetDict({"test": splits["test"], "validation": splits["test_prefs"]})
+    assert len(make("dpo", held_out, split="test", eval_dataset=held_out).eval_examples) == 3
+    splits.save_to_disk(tmp_path / "saved")
+    assert evaluated(tmp_path / "saved", split="train_prefs") == 3
+    (tmp_path / "folder").mkdir()
+    for name, number in (("train-00000-of-00001", 8), ("test-00000-of-00001", 5)):
+        splits["train_prefs"].select(range(number)).to_json(tmp_path / "folder" / f"{name}.jsonl")
+    assert evaluated(tmp_path / "folder") == 5
+    assert evaluated(tmp_path / "folder" / "test-00000-of-00001.jsonl", split="train_prefs") == 5
+    trainer = make("dpo", splits, split="train_prefs")
+    assert trainer.evaluate(PAIRS[:2]) == trainer.evaluate(splits["test"])
+    with pytest.raises(ValueError, match="not 'tests'; did you mean 'test'"):
+        evaluated(splits, eval_split="tests")
+
+
+def test_a_mapping_leaves_columns_alone_that_have_our_names(make):
+    theirs = [{"question": row["prompt"], "completion": row["completion"]} for row in ANSWERS]
+    for mapping in ({"prompt": "question"}, {"question": "prompt"}):
+        trainer = make("sft", theirs, column_mapping=mapping, eval_dataset=ANSWERS)
+        assert len(trainer.eval_examples) == len(ANSWERS)
+        assert trainer.evaluate(ANSWERS) == trainer.evaluate(theirs) == trainer.evaluate()
+        with pytest.raises(ValueError, match="no column 'question', only"):
+            trainer.evaluate([{"query": "ab", "completion": "a"}])
+
+
+def test_rows_that_teach_nothing_are_left_out_with_one_line(make, capsys):
+    long = {"prompt": "abcdefgh", "chosen": "abc", "rejected": "hgf"}
+    empty = [PAIRS[0] | {"rejected": " "}, PAIRS[1] | {"chosen": ""}]
+    rows = [*PAIRS[:2], long, *PAIRS[2:], *empty]
+    trainer = make("dpo", rows, max_seq_length=8, eval_fraction=0)
+    assert trainer.examples == make("dpo", PAIRS, max_seq_length=8, eval_fraction=0).examples
+    assert capsys.readouterr().out.splitlines() == [
+        "create_rl_trainer: dropped 3 of 11 rows: 2 without an answer, 1 of whose answer max_seq_length=8 leaves "
+        "nothing (raise it, or cut their prompts: max_prompt_length, truncation_mode='keep_end')"
+    ]
+    trainer.evaluate(rows)
+    assert "dropped 3 of 11 rows to evaluate on: 2 without" in capsys.readouterr().out
+    for seed in range(4):  # whichever part they fall into
+        held_out = make("dpo", [long, *PAIRS[:2]], max_seq_length=8, eval_fraction=0.3, seed=seed)
+        assert len(held_out.examples) + len(held_out.eval_examples) == 2
+        assert len(capsys.readouterr().out.splitlines()) == 1
+    assert len(make("kto", [*THUMBS, THUMBS[0] | {"prompt": "abcdefgh"}], max_length=8, eval_fraction=0).examples) == 8
+    with pytest.raises(ValueError, match=r"row 1: of its 12 tokens none is trained .* so it is with 3 of 3 rows"):
+        make("dpo", [long] * 3, max_seq_length=8, eval_fraction=0)
+    with pytest.raises(ValueError, match="row 1: field 'rejected' must be a non-empty text"):
+        make("dpo", empty[:1])
+
+
+def test_answers_are_empty_in_every_form_of_rows(make):
+    asked, answer = [{"role": "user", "content": "ab"}], {"role": "assistant", "content": "a"}
+    silent = {"role": "assistant", "content": ""}
+    for algorithm, rows in {
+        "dpo": [
+            {"prompt": asked, "chosen": [answer], "rejected": [answer | {"content": "h"}]},
+            {"prompt": asked, "chosen": [answer], "rejected": [silent]},
+            {"prompt": asked, "chosen": [], "rejected": [answer]},
+        ],
+        "sft": [{"messages": messages} for messages in ([*asked, answer], [*asked, silent], [], asked)],
+    }.items():
+        with_template = tokenizer()
+        with_template.chat_template = (
+            "{% for m in messages %}{{ m.content }}<eos>{% endfor %}{% if add_generation_prompt %}{% endif %}"
+        )
+        assert len(make(algorithm, rows, tokenizer=with_template, eval_fraction=0).examples) == 1
+    dialogue = "\n\nHuman: Hi\n\nAssistant:"
+    rows = [{"chosen": dialogue + " abc", "rejected": dialogue + end} for end in (" h", " ", "")]
+    assert len(make("dpo", rows, eval_fraction=0).examples) == 1
+
+
+def test_online_a_prompt_leaves_room_for_its_completion(make):
+    long = [{"prompt": "abcdefgh"}] * 4
+    trainer = make("grpo", long, max_seq_length=7, max_new_tokens=4)
+    assert {tuple(prompt.ids) for prompt in trainer.examples} == {(7, 8, 9)}
+    assert {len(prompt.ids) for prompt in make("grpo", long).examples} == {8}
+    shorter = make("ppo", long, max_length=9, max_prompt_length=2)
+    assert {len(prompt.ids) for prompt in shorter.examples} == {2}
+    with pytest.raises(ValueError, match=r"max_seq_length=4 leaves no room for a prompt before max_new_tokens=4"):
+        make("grpo", long, max_seq_length=4)
+
+
+def test_no_limit_is_no_limit(make):
+    trainer = make("dpo", LONG, max_length=None, batch_size=3, eval_fraction=0)
+    assert trainer.session.micro_batch_tokens == 3 * 2 * 12
+    assert {len(pair.chosen.input_ids) for pair in trainer.examples} == {12}
+
+
+def test_one_row_of_kto_to_evaluate_on_says_what_its_kl_is(make, capsys):
+    make("kto").evaluate()
+    make("kto", eval_dataset=THUMBS[:1])
+    assert capsys.readouterr().out.count("there is one row to evaluate on, so that its KL is that of its own") == 2
+    make("kto", eval_dataset=THUMBS)
+    assert capsys.readouterr().out == ""
+
+
+# one run after another
+
+
+class DiedError(Exception):
+    pass
+
+
+def stopped(trainer, saves):
+    """Trains up to a number of checkpoints."""
+    save, seen = trainer.session.save_state, []
+
+    def save_state(*arguments):
+        save(*arguments)
+        seen.append(arguments)
+        if len(seen) == saves:
+            raise DiedError
+
+    trainer.session.save_state = save_state
+    with pytest.raises(DiedError):
+        trainer.train()
+    trainer.session.save_state = save
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_an_interrupted_write(make, tmp_path):
+    run = {"max_steps": 6, "save_steps": 2, "learning_rate": 1e-2, "output_dir": tmp_path / "run"}
+    whole = make("dpo", **run | {"output_dir": tmp_path / "whole"}).train()
+    stopped(make("dpo", **run), saves=2)
+    (tmp_path / "run" / "checkpoint").rename(tmp_path / "run" / ".checkpoint.old")  # between the writer's two renames
+    assert make("dpo", resume=True, **run).train() == whole[4:]
+
+
+def test_a_trainer_trains_once(make, tmp_path):
+    run = {"max_steps": 4, "save_steps": 2, "learning_rate": 1e-2, "output_dir": tmp_path / "run"}
+    trainer = make("dpo", **run)
+    history = trainer.train()
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=r"has trained already, 4 updates .* more max_steps, .* and resume=True"):
+            trainer.train(resume=resume)
+    assert trainer.history == history
+    again = make("dpo", **run | {"output_dir": tmp_path / "again"})
+    stopped(again, saves=1)
+    with pytest.raises(ValueError, match="has trained already, 2 updates"):
+        again.train()
+    assert again.train(resume=True) == history[2:]
+    assert make("dpo", **run).train(resume=tmp_path / "run" / "checkpoint") == []
+
+
+def test_resume_names_the_runs_own_checkpoint(make, tmp_path):
+    for elsewhere in ("/no/such/checkpoint-500", tmp_path / "other" / "checkpoint", 3):
+        with pytest.raises(
+            ValueError, match=r"resume must be True, False or the checkpoint of output_dir, .*run/check"
+        ):
+            make("dpo", resume=elsewhere)
+    with pytest.raises(FileNotFoundError, match="run/checkpoint' does not exist; resume=True begins anew"):
+        make("dpo", resume=tmp_path / "run" / "checkpoint")
+    assert make("dpo", resume=None, max_steps=1).train()[0]["step"] == 0
+
+
+def test_predictions_leave_training_alone(make, tmp_path):
+    def rewards(name, *, looks):
+        trainer = make("grpo", max_steps=2, learning_rate=1e-2, output_dir=tmp_path / name)
+        for _ in range(looks):
+            trainer.predict(["ab", "cde"])
+        return [numbers["reward"] for numbers in trainer.train()]
+
+    assert rewards("none", looks=0) == rewards("two", looks=2)
+
+
+def test_precomputed_adapters_keep_a_reference_that_costs_nothing(make):
+    plain, cached = (
+        make("dpo", use_peft=True, max_steps=2, learning_rate=0.1, precompute_ref_log_probs=flag)
+        for flag in (False, True)
+    )
+    assert cached.train() == plain.train()
+    assert cached.evaluate(PAIRS) == plain.evaluate(PAIRS)
+    freed = make("dpo", precompute_ref_log_probs=True)
+    with pytest.raises(
+        ValueError, match=r"evaluate\(\) on other rows needs the reference.* pass these rows as eval_data"
+    ):
+        freed.evaluate(PAIRS)
+    assert freed.evaluate()["eval/margin"] == 0
+
+
+# dropout
+
+
+def gpt2(**options):
+    torch.manual_seed(0)
+    size: dict[str, Any] = {
+        "vocab_size": 10,
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 64,
+        "eos_token_id": 1,
+    }
+    return GPT2LMHeadModel(GPT2Config(**size | options))
+
+
+def opt():
+    torch.manual_seed(0)
+    size: dict[str, Any] = {
+        "vocab_size": 10,
+        "hidden_size": 16,
+        "ffn_dim": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    ids: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    return OPTForCausalLM(OPTConfig(max_position_embeddings=64, word_embed_proj_dim=16, layerdrop=0.5, **size, **ids))
+
+
+def falcon():
+    torch.manual_seed(0)
+    size: dict[str, Any] = {
+        "vocab_size": 10,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "eos_token_id": 1,
+    }
+    return FalconForCausalLM(FalconConfig(hidden_dropout=0.5, attention_dropout=0.5, pad_token_id=0, **size))
+
+
+def losses(model, **parameters):
+    """Without a gradient, and twice with one: all alike unless something is dropped."""
+    quiet = {"progress": False, "tokenizer": tokenizer(), "eval_fraction": 0}
+    trainer = create_rl_trainer(model, PAIRS, "dpo", **quiet, **parameters)
+    for name, p in trainer.session.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(0))
+    batch = offline_batch(trainer.session, trainer.examples, trainer.loss_fn)
+    first, _ = trainer.session.forward(batch, trainer.loss_fn)
+    return [first, *(trainer.session.forward_backward(batch, trainer.loss_fn)[0] for _ in range(2))]
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
+def test_adapters_do_not_wake_the_dropout_of_the_model_itself():
+    first, *others = losses(gpt2(), use_peft=True, lora_r=2)
+    assert others == pytest.approx([first] * 2, abs=1e-6)
+    # 1 - 1e-9 of the model's own activations would be gone
+    first, *others = losses(gpt2(resid_pdrop=1 - 1e-9), use_peft=True, lora_r=2, lora_dropout=1e-9)
+    assert others == pytest.approx([first] * 2, abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:fan_in_fan_out:UserWarning")
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_the_dropout_of_adapters_that_were_loaded_is_theirs(use_dora):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, lora_dropout=0.5, target_modules=["c_attn"], task_type="CAUSAL_LM", use_dora=use_dora)
+    first, *others = losses(get_peft_model(gpt2(), config))
+    assert len({first, *others}) == 3
+
+
+@pytest.mark.parametrize("model", [opt, falcon])
+def test_recomputed_layers_drop_nothing(model):
+    first, *others = losses(model(), use_gradient_checkpointing=True)
+    assert others == pytest.approx([first] * 2, abs=1e-6)
+
+
+def test_the_layer_that_is_adapted_is_no_part_of_its_adapters():
+    adapted = torch.nn.ModuleDict({"base_layer": torch.nn.Dropout(), "lora_dropout": torch.nn.Dropout()})
+    model = torch.nn.Sequential(adapted, torch.nn.Dropout())
+    assert adapter_modules(model.modules()) == {adapted, adapted["lora_dropout"]}
+
+
+def test_rates_of_dropout_are_put_back():
+    model = opt()
+    model.gradient_checkpointing_enable()
+    model.eval()
+
+    def state():
+        return [(m.training, getattr(m, "dropout", None), getattr(m, "layerdrop", None)) for m in model.modules()]
+
+    before = state()
+    during = []
+
+    def die():
+        with gradient_mode(model):
+            during.extend(state())
+            raise DiedError
+
+    with pytest.raises(DiedError):
+        die()
+    assert during != before
+    assert state() == before
+
+
 # what is refused
 
 
@@ -568,6 +896,37 @@ def test_a_custom_reward_model_learns_what_the_functions_say(make, folder, tmp_p
         ("dpo", {"torch_dtype": "float33"}, "torch_dtype must be a torch.dtype or its name"),
         ("dpo", {"column_mapping": {"question": "prompt text"}}, r"column_mapping must map this library"),
         ("dpo", {"percent": 0}, "percent must be a number"),
+        ("dpo", {"learning_rate": -1e-3}, "learning_rate must be a number in"),
+        ("dpo", {"learning_rate": "1e-4"}, "learning_rate must be a number in"),
+        ("dpo", {"warmup_steps": -5}, "warmup_steps must be a number in"),
+        ("dpo", {"warmup_steps": True}, "warmup_steps must be a number in"),
+        ("dpo", {"warmup_ratio": 1.5}, "warmup_ratio must be a number in"),
+        ("dpo", {"warmup_ratio": 0.1, "warmup_steps": 5}, "warmup_ratio and warmup_steps both say how long"),
+        ("dpo", {"save_steps": 0}, "save_steps must be an integer of at least 1"),
+        ("dpo", {"batch_size": 0}, "batch_size must be an integer of at least 1"),
+        ("ppo", {"critic_learning_rate": -1.0}, "critic_learning_rate must be a number in"),
+        ("ppo", {"num_ppo_epochs": 0}, "num_ppo_epochs must be an integer of at least 1, got 0"),
+        ("ppo", {"mini_batch_size": 0}, "mini_batch_size must be an integer of at least 1, got 0"),
+        ("grpo", {"group_size": 0}, "group_size must be an integer of at least 1, got 0"),
+        ("grpo", {"group_size": 1}, "group_size=1 leaves nothing to compare with"),
+        ("rloo", {"beta": 0.1, "kl_coef": 0.2}, "kl_coef and beta both set the weight of the KL; give one"),
+        ("grpo", {"reward_functions": "lenght"}, "unknown reward 'lenght'; did you mean 'length'"),
+        ("dpo", {"eval_steps": 2, "eval_fraction": 0}, "eval_steps=2 has nothing to evaluate on; pass eval_dataset"),
+        ("grpo", {"reward_training_texts": ["a"]}, "reward_training_texts would reach nothing without train_custom"),
+        ("grpo", {"reward_training_base_model": "a"}, "reward_training_base_model would reach nothing without train_c"),
+        ("grpo", {"reward_training_output_dir": "a"}, "reward_training_output_dir would reach nothing without train_c"),
+        ("grpo", {"reward_training_steps": 3}, "reward_training_steps would reach nothing without train_custom"),
+        ("grpo", {"reward_on_text": True}, "reward_on_text would reach nothing without reward_model_name or"),
+        (
+            "grpo",
+            {"reward_model_quantization": {"load_in_8bit": True}},
+            "reward_model_quantization would reach nothing",
+        ),
+        ("simpo", {"reference": "named"}, "reference would reach nothing, since SimPOLoss.* leave it out"),
+        ("simpo", {"precompute_ref_log_probs": True}, "precompute_ref_log_probs would reach nothing, since SimPOLoss"),
+        ("dpo", {"reference_free": True, "precompute_ref_log_probs": True}, "precompute_ref_log_probs would reach no"),
+        ("grpo", {"reference_quantization": {"load_in_8bit": True}}, "would reach nothing, .*; pass kl_coef too"),
+        ("sft", {"reduction": "fixed_length", "max_length": None}, "SFTLoss: max_length is for fixed_length"),
         ("value", {}, "'value' trains a critic alone; algorithm='ppo' trains one beside its policy"),
         ("gpro", {}, "create_rl_trainer: unknown loss 'gpro'; did you mean 'gspo' or 'grpo'"),
     ],
@@ -575,6 +934,118 @@ def test_a_custom_reward_model_learns_what_the_functions_say(make, folder, tmp_p
 def test_a_mistake_teaches(make, algorithm, parameters, message):
     with pytest.raises(ValueError, match=message):
         make(algorithm, **parameters)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "parameters"),
+    [
+        ("grpo", {"reward_functions": None}),
+        ("grpo", {"reward_functions": "lenght"}),
+        ("grpo", {"group_size": 1}),
+        ("grpo", {"mini_batch_size": 3}),
+        ("grpo", {"dataset": [{"promt": "ab"}]}),
+        ("dpo", {"scheduler": "cosin"}),
+        ("dpo", {"learning_rate": -1}),
+        ("dpo", {"save_steps": 0}),
+        ("dpo", {"dataset": [{"prompt": "ab", "choosen": "a", "rejected": "b"}]}),
+        ("dpo", {"eval_dataset": [{"prompt": "ab"}]}),
+    ],
+)
+def test_nothing_is_loaded_for_a_mistake(make, monkeypatch, algorithm, parameters):
+    from rlloss.trainer import models
+
+    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", None)
+    with pytest.raises(ValueError):  # noqa: PT011 (each has its message above)
+        make(algorithm, **parameters)
+
+
+def test_no_reward_model_is_trained_for_rows_that_cannot_be_read(make, folder, tmp_path):
+    custom = {"train_custom_reward_model": True, "reward_training_texts": ["ab", "cd"], "reward_functions": "length"}
+    custom |= {"reward_training_base_model": folder, "reward_training_output_dir": tmp_path / "learned"}
+    with pytest.raises(ValueError, match="no column 'prompt' among"):
+        make("ppo", [{"promt": "ab"}], **custom)
+    assert not (tmp_path / "learned").exists()
+
+
+def test_what_is_switched_off_needs_nothing(make):
+    off = {"reward_on_text": False, "reward_training_texts": None, "reward_model_quantization": None}
+    assert make("grpo", **off, reference=None).rewards.names == ["share_of_a"]
+    assert make("simpo", precompute_ref_log_probs=False, warmup_ratio=0.0).session.reference is None
+
+
+def test_zero_is_a_value(make):
+    trainer = make("ppo", learning_rate=1e-3, critic_learning_rate=0.0, max_new_tokens=3)
+    assert {group["initial_lr"] for group in trainer.session.optimizer.param_groups} == {1e-3, 0.0}
+    with pytest.raises(ValueError, match="max_new_tokens must be an integer of at least 1, got 0"):
+        trainer.predict(["ab"], max_new_tokens=0)
+
+
+def test_warm_up_below_one_is_a_share_of_the_updates(make):
+    assert rates(make("dpo", warmup_steps=0.3, max_steps=4, learning_rate=1.0), 4) == [0.5, 1.0, 1.0, 0.5]
+    for steps in (2.0, 2.5):
+        assert rates(make("dpo", warmup_steps=steps, max_steps=4, learning_rate=1.0), 4) == [0.5, 1.0, 1.0, 0.5]
+    online = make("grpo", warmup_ratio=0.25, max_steps=2, num_ppo_epochs=4, learning_rate=1.0, scheduler="constant")
+    assert rates(online, 4) == [0.5, 1.0, 1.0, 1.0]  # of the 8 updates, not of the 2 steps
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "reinforce"])
+def test_beta_is_the_weight_of_the_kl_in_the_reward(make, algorithm):
+    assert float(make(algorithm, beta=0.5).advantages.kl_controller.kl_coef) == 0.5
+    assert float(make(algorithm, kl_coef=0.5).advantages.kl_controller.kl_coef) == 0.5
+    assert float(make(algorithm).advantages.kl_controller.kl_coef) == 0.05
+    assert make(algorithm, beta=0.0).session.reference is None
+
+
+def test_hyperparameters_that_share_a_name_reach_the_loss(make):
+    assert make("reward", temperature=5.0).loss_fn.temperature == 5.0
+    assert repr(make("sft", reduction="fixed_length", max_length=64).loss_fn) == repr(
+        rlloss.SFTLoss(reduction="fixed_length", max_length=64)
+    )
+    assert make("sft", reduction="fixed_length").loss_fn.max_length == 512
+
+
+def test_a_policy_in_half_precision_says_what_it_costs(make, capsys):
+    make("dpo", torch_dtype="bfloat16")
+    assert "the weights are torch.bfloat16, in which small updates are rounded away" in capsys.readouterr().out
+    make("dpo", torch_dtype="bfloat16", use_peft=True)
+    assert capsys.readouterr().out == ""
+
+
+def test_bf16_samples_in_bf16(make):
+    trainer = make("grpo", bf16=True, max_steps=1)
+    assert trainer.session.sampling_dtype is torch.bfloat16
+    trainer.train()
+    assert trainer.session.model.dtype is torch.float32
+    assert make("dpo", bf16=True).session.sampling_dtype is None
+    assert make("grpo", bf16=True, torch_dtype="bfloat16").session.sampling_dtype is None
+
+
+def test_adapters_with_biases_need_a_reference_of_their_own(make, folder):
+    from peft import LoraConfig
+
+    def parameters(**options):
+        return {"peft_config": LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", **options)}
+
+    def policy():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(config(attention_bias=True))
+
+    quiet = {"tokenizer": tokenizer(), "progress": False}
+    with pytest.raises(ValueError, match=r"8 trainable parameters .* are no adapters, .*bias.*reference=frozen_copy"):
+        create_rl_trainer(policy(), PAIRS, "dpo", **quiet, **parameters(bias="all"))
+    own = create_rl_trainer(policy(), PAIRS, "dpo", reference=policy(), **quiet, **parameters(bias="all"))
+    assert not isinstance(own.session.reference, WithoutAdapters)
+    saved = make("dpo", **parameters(modules_to_save=["lm_head"]))
+    assert isinstance(saved.session.reference, WithoutAdapters)
+
+
+def test_completions_end_where_the_generation_config_says(folder):
+    model = LlamaForCausalLM.from_pretrained(folder)
+    model.generation_config.eos_token_id = [1, 5, 999]
+    trainer = create_rl_trainer(model, tokenizer=tokenizer())
+    drawn = trainer.session.sample([[2, 3]], max_new_tokens=40, group_size=16)
+    assert any(completion.ids[-1] == 5 for completion in drawn)
+    assert not any({1, 5} & set(completion.ids[:-1]) for completion in drawn)
 
 
 def test_sigmoid_is_dpos_own_loss_and_nll_sfts(make):
@@ -594,6 +1065,7 @@ def test_a_trainer_without_data_is_built_and_says_what_it_needs(folder):
         trainer.train()
     with pytest.raises(ValueError, match=r"evaluate\(\) has nothing to evaluate on"):
         trainer.evaluate()
+    assert create_rl_trainer(folder, algorithm="dpo", eval_dataset=PAIRS).evaluate() == trainer.evaluate(PAIRS)
 
 
 def test_a_loaded_model_comes_with_its_tokenizer(folder):

@@ -30,9 +30,10 @@ from rlloss.adapters.trl import (
 )
 from rlloss.adapters.trl.configs import _OF_ALL
 from rlloss.adapters.trl.words import ELSEWHERE
-from rlloss.loop import WithoutAdapters, prompts, read_metrics
+from rlloss.loop import WithoutAdapters, completions, prompts, read_metrics
 from rlloss.loop.run import example_order
 
+datasets = pytest.importorskip("datasets")
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
@@ -99,7 +100,8 @@ def test_defaults_are_those_of_the_page():
 
 
 def test_keywords_without_a_place_are_those_of_the_page():
-    rows = re.findall(r"^\| ((?:`\w+` ?)+) \| (any|(?:True|False|None)(?:, \w+)*) \| (.*) \|$", SEEDS, re.MULTILINE)
+    section = SEEDS.partition("Keywords without a place here")[2].partition("\n\n")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| ((?:`\w+` ?)+) \| (any|\S+(?:, \S+)*) \| (.*) \|$", section, re.MULTILINE)
     listed = {word: (values, says) for words, values, says in rows for word in re.findall(r"\w+", words)}
     assert listed == {
         word: ("any" if e.harmless is None else ", ".join(map(str, e.harmless)), e.says)
@@ -166,6 +168,32 @@ def test_an_unknown_word_raises_and_names_the_nearest(config):
         (lambda: GRPOConfig(num_generations=0), "num_generations must be an integer of at least 1, got 0"),
         (lambda: PPOConfig(batch_size=10, mini_batch_size=4), "batch_size=10 must be a multiple of mini_batch_size=4"),
         (lambda: PPOConfig(kl_penalty="full"), "kl_penalty must be one of"),
+        (lambda: PPOConfig(ppo_epochs=0), "PPOConfig: ppo_epochs must be an integer of at least 1, got 0"),
+        (lambda: PPOConfig(mini_batch_size=0), "PPOConfig: mini_batch_size must be an integer of at least 1, got 0"),
+        (lambda: PPOConfig(kl_coef=0.05, init_kl_coef=0.4), "kl_coef and init_kl_coef both set the weight of the KL"),
+        (lambda: PPOConfig(beta=0.05, kl_coef=0.4), "kl_coef and beta both set the weight of the KL"),
+        (
+            lambda: DPOConfig(resume_from_checkpoint="out/checkpoint-500"),
+            "resume must be True, False or the checkpoint",
+        ),
+        (lambda: DPOConfig(eval_strategy="epoch"), "eval_strategy='epoch' does nothing here: .* pass eval_steps"),
+        (lambda: DPOConfig(eval_strategy="steps"), "eval_strategy='steps' needs eval_steps"),
+        (lambda: DPOConfig(save_strategy="epoch"), "save_strategy='epoch' does nothing here: .* pass save_steps"),
+        (lambda: DPOConfig(optim="adafactor"), "optim='adafactor' does nothing here: the optimiser is AdamW; for anot"),
+        (lambda: DPOConfig(disable_dropout=False), "disable_dropout=False does nothing here: .* dropout=True"),
+        (
+            lambda: SFTConfig(assistant_only_loss=False),
+            "assistant_only_loss=False does nothing here: .*apply_chat_template",
+        ),
+        (
+            lambda: SFTConfig(completion_only_loss=False),
+            "completion_only_loss=False does nothing here: .* rows of 'text'",
+        ),
+        (lambda: GRPOConfig(top_p=0.9), "top_p=0.9 does nothing here: .* temperature"),
+        (lambda: GRPOConfig(scale_rewards="rows"), "scale must be one of"),
+        (lambda: GRPOConfig(num_generations=1), "group_size=1 leaves nothing to compare with"),
+        (lambda: DPOConfig(warmup_ratio=0.1, warmup_steps=3), "warmup_ratio and warmup_steps both say"),
+        (lambda: DPOConfig(callbacks=None, foo=None), "unknown keyword 'callbacks'"),
         (lambda: CPOConfig(loss_type="simpo"), r"cpo_alpha=1\.0 \(its default is 1\.0\).* pass cpo_alpha=0\.0"),
     ],
 )
@@ -215,10 +243,70 @@ def test_ppo_counts_answers_per_step_update_and_forward():
     assert [parameters[name] for name in names] == [8, 8, 16, 3]
 
 
-def test_a_fixed_kl_coefficient_takes_the_place_of_the_controller():
-    parameters = PPOConfig(kl_coef=0.05).parameters()
-    assert parameters["kl_coef"] == 0.05
-    assert not {"init_kl_coef", "target_kl"} & set(parameters)
+def test_a_fixed_kl_coefficient_takes_the_place_of_the_default_controller_alone():
+    def kl(**words):
+        parameters = PPOConfig(**words).parameters()
+        return {
+            word: parameters[word] for word in ("kl_coef", "beta", "init_kl_coef", "target_kl") if word in parameters
+        }
+
+    assert kl() == {"init_kl_coef": 0.2, "target_kl": 6.0}
+    assert kl(kl_coef=0.05) == {"kl_coef": 0.05}
+    assert kl(beta=0.05) == {"beta": 0.05}
+    assert kl(kl_coef=0.05, target_kl=6.0) == {"kl_coef": 0.05, "target_kl": 6.0}  # the controller starts there
+    assert kl(init_kl_coef=0.4) == {"init_kl_coef": 0.4, "target_kl": 6.0}
+    assert kl(kl_coef=None) == kl()
+    config: Any = PPOConfig(kl_coef=0.05)
+    config.target_kl = 3.0
+    assert config.parameters()["target_kl"] == 3.0
+
+
+def test_words_that_every_script_of_trl_has_are_read_or_said_to_change_nothing(capsys):
+    routine = {
+        "warmup_ratio": 0.1,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "eval_steps": 5,
+        "per_device_eval_batch_size": 4,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "optim": "adamw_torch",
+        "save_total_limit": 2,
+        "logging_first_step": True,
+        "disable_dropout": True,
+    }
+    parameters = DPOConfig(**routine).parameters()
+    assert parameters["warmup_ratio"] == 0.1
+    assert not set(routine) - {"warmup_ratio"} & set(parameters)
+    assert len(capsys.readouterr().out.splitlines()) == 8
+    assert DPOConfig(eval_strategy="steps", eval_steps=5).parameters()["eval_steps"] == 5
+    assert "top_k" not in GRPOConfig(top_p=1.0, top_k=0).parameters()
+
+
+def test_nones_are_defaults_of_trl():
+    assert RewardConfig(center_rewards_coefficient=None).parameters() == RewardConfig().parameters()
+    for word in ("max_length", "max_seq_length"):
+        assert DPOConfig(**{word: None}).parameters()["max_seq_length"] is None
+    assert "save_steps" not in vars(DPOConfig(save_steps=None))
+
+
+def test_the_text_of_sft_may_have_any_name(tokenizer):
+    rows = [{"body": "abc"}, {"body": "de"}]
+    trainer = SFTTrainer(tiny(), SFTConfig(dataset_text_field="body"), train_dataset=rows, processing_class=tokenizer)
+    assert trainer.trainer.examples == completions([{"text": row["body"]} for row in rows], tokenizer)
+    assert "column_mapping" not in SFTConfig(dataset_text_field="text").parameters()
+
+
+def test_ipo_takes_means_as_trl_does():
+    assert DPOConfig(loss_type="ipo").parameters()["length_normalized"] is True
+    assert DPOConfig(loss_type="ipo", length_normalized=False).parameters()["length_normalized"] is False
+    assert "length_normalized" not in DPOConfig().parameters()
+
+
+def test_rewards_are_scaled_as_grpo_is_told():
+    words = {True: "group", False: "none", "group": "group", "batch": "batch", "none": "none"}
+    for word, ours in words.items():
+        assert GRPOConfig(scale_rewards=word).parameters()["scale_rewards"] == ours
+    assert "scale_rewards" not in GRPOConfig().parameters()
 
 
 def weights(model):
@@ -232,7 +320,7 @@ def equal(one, two):
 RUNS = [
     (SFTTrainer, SFTConfig, {}, ANSWERS, "sft", {"max_seq_length": 1024}),
     (DPOTrainer, DPOConfig, {"loss_type": "sigmoid"}, PAIRS, "dpo", {"beta": 0.1}),
-    (DPOTrainer, DPOConfig, {"loss_type": "ipo", "beta": 0.2}, PAIRS, "ipo", {"beta": 0.2}),
+    (DPOTrainer, DPOConfig, {"loss_type": "ipo", "beta": 0.2}, PAIRS, "ipo", {"beta": 0.2, "length_normalized": True}),
     (KTOTrainer, KTOConfig, {"desirable_weight": 2.0}, THUMBS, "kto", {"desirable_weight": 2.0}),
     (RewardTrainer, RewardConfig, {"center_rewards_coefficient": 0.1}, PAIRS, "reward", {"center_coef": 0.1}),
     (CPOTrainer, CPOConfig, {"loss_type": "simpo", "cpo_alpha": 0.0}, PAIRS, "simpo", {"beta": 0.1, "margin": 0.5}),
@@ -289,6 +377,25 @@ def test_adapters_are_those_of_the_peft_config_and_the_reference_is_without_them
     assert trained
     assert all("q_proj.lora_" in name for name in trained)
     assert trainer.train()[1]["margin"] != 0
+
+
+def test_a_run_goes_on_where_train_is_told_to(tokenizer):
+    def trainer(**words):
+        return DPOTrainer(tiny(), tokenizer=tokenizer, train_dataset=PAIRS, callbacks=None, **QUIET | words)
+
+    whole = trainer(max_steps=4, output_dir="whole", lr_scheduler_type="constant").train()
+    trainer(lr_scheduler_type="constant").train()
+    assert trainer(max_steps=4, lr_scheduler_type="constant").train(resume_from_checkpoint=True) == whole[2:]
+
+
+def test_evaluation_without_data_is_left_aside_with_a_line(tokenizer, capsys):
+    common = {"tokenizer": tokenizer, "train_dataset": PAIRS}
+    silent = DPOTrainer(tiny(), **common, eval_steps=1, **QUIET)
+    assert capsys.readouterr().out == "DPOTrainer: eval_steps is left aside, for want of an eval_dataset\n"
+    assert "eval/loss" not in silent.train()[0]
+    for given in ({"eval_dataset": PAIRS}, {"eval_fraction": 0.5}):
+        assert "eval/loss" in DPOTrainer(tiny(), **common, eval_steps=1, **given, **QUIET).train()[0]
+    assert capsys.readouterr().out == ""
 
 
 def test_the_tokenizer_is_that_of_the_models_own_folder(tokenizer, tmp_path):
@@ -376,7 +483,7 @@ def test_rewards_are_functions_names_and_models(tokenizer, tmp_path):
 
 def ppo(tokenizer, model=None, ref_model=None, **options):
     words = {"batch_size": 4, "mini_batch_size": 2, "ppo_epochs": 2, "learning_rate": 1e-2, "max_new_tokens": 5}
-    config = PPOConfig(**words, progress=False, max_steps=2, **options.pop("words", {}))
+    config = PPOConfig(**words | {"progress": False, "max_steps": 2} | options.pop("words", {}))
     model = AutoModelForCausalLMWithValueHead(tiny()) if model is None else model
     return PPOTrainer(config, model, ref_model, tokenizer, **options)
 
@@ -439,6 +546,61 @@ def test_queries_may_be_a_padded_rectangle_a_list_or_one(side):
     responses = ppo(tokenizer).generate(alone, max_new_tokens=4)
     steps = [ppo(tokenizer).step(queries, responses, [1.0, 0.0, 0.5]) for queries in (rectangle, alone)]
     assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("pad", ["<pad>", "<eos>"])
+def test_a_rectangle_of_responses_is_cut_to_what_was_drawn(pad):
+    tokenizer = tokenizer_of(pad=pad)
+    fill = tokenizer.pad_token_id
+    drawn = [[5, 1], [5, 6, 7, 5, 1], [2, 3, 4]]
+    rectangle = torch.tensor([row + [fill] * (5 - len(row)) for row in drawn])
+    if fill == 1:
+        drawn[2] = [2, 3, 4, 1]  # its first padding is its end
+    queries, scores = [torch.tensor([2, 3])] * 3, [1.0, 0.0, 0.5]
+    steps = [ppo(tokenizer).step(queries, given, scores) for given in (rectangle, list(map(torch.tensor, drawn)))]
+    assert steps[0] == steps[1]
+    with pytest.raises(ValueError, match="begins with the end of sequence and goes on"):
+        ppo(tokenizer).step(queries[:1], torch.tensor([[1, 1, 5, 6]]), [1.0])
+
+
+@pytest.mark.parametrize("columns", [["query", "input_ids"], ["query"], ["input_ids"], ["prompt"]])
+def test_the_loop_over_the_dataloader(tokenizer, columns):
+    texts = ["ab", "cde", "f", "gh", "a", "b", "cd"]
+    every = {"query": texts, "prompt": texts, "input_ids": tokenizer(texts)["input_ids"]}
+    rows = datasets.Dataset.from_dict({name: every[name] for name in columns})
+    if columns == ["query", "input_ids"]:
+        rows.set_format("torch")
+    trainer = ppo(tokenizer, dataset=rows)
+    seen = []
+    for _ in range(2):
+        for batch in trainer.dataloader:
+            assert [tokenizer.decode(ids) for ids in batch["input_ids"]] == batch["query"]
+            responses = trainer.generate(batch["input_ids"], max_new_tokens=3)
+            batch["response"] = tokenizer.batch_decode(responses)
+            stats = trainer.step(batch["input_ids"], responses, [1.0, 0.0, 0.5, 0.0])
+            trainer.log_stats(stats, batch, [1.0, 0.0, 0.5, 0.0])
+            seen.append(batch["query"])
+    assert len(seen) == 2
+    assert seen[0] != seen[1]
+    assert len(next(iter(ppo(tokenizer, dataset=rows, data_collator=list).dataloader))) == 4
+    with pytest.raises(ValueError, match="needs batch_size=4 rows at least, got 0"):
+        _ = ppo(tokenizer).dataloader
+    assert ppo(tokenizer, dataset=rows, reward_model=share_of_a).train()
+
+
+def test_a_step_without_a_kl_asks_no_reference(tokenizer):
+    trainer = ppo(tokenizer, words={"kl_coef": 0.0})
+    assert trainer.session.reference is None
+    stats = trainer.step([torch.tensor([2, 3])] * 2, [torch.tensor([4]), torch.tensor([5, 1])], [1.0, 0.0])
+    assert "sequence_kl" not in stats
+
+
+def test_a_learning_rate_falls_over_a_number_of_steps(tokenizer):
+    for known in ({"max_steps": 3}, {"dataset": PROMPTS}):
+        words = {"lr_scheduler_type": "linear", "max_steps": known.pop("max_steps", None)}
+        assert ppo(tokenizer, words=words, **known).trainer.steps > 1
+    with pytest.raises(ValueError, match=r"'linear' falls to 0 over a number .* pass max_steps or a dataset"):
+        ppo(tokenizer, words={"lr_scheduler_type": "linear", "max_steps": None})
 
 
 def test_stats_are_logged_once_per_step(tokenizer, tmp_path):

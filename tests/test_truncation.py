@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from rlloss.loop import Pair, Tokens, completions, labelled, pairs
-from rlloss.loop.truncation import Limits, truncated
+from rlloss.loop.truncation import Limits, NothingTrainedError, truncated
 
 
 def letters(texts: Any, add_special_tokens: bool) -> dict[str, list[list[int]]]:
@@ -134,6 +134,16 @@ def test_a_row_that_would_train_nothing_is_refused_with_the_way_out() -> None:
         truncated("completions", Limits(max_length=3, truncation_mode="keep_end"), ["row 9"], [turns])
     kept = truncated("completions", Limits(max_length=3), ["row 9"], [turns])
     assert kept == [([1, 2, 3], [False, True, False])]
+
+
+def test_all_rows_that_would_train_nothing_are_named_and_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    short = {"prompt": "a", "chosen": "1", "rejected": "2"}
+    with pytest.raises(NothingTrainedError, match=r"pairs: row 2: .*; so it is with 2 of 4 rows") as raised:
+        pairs([short, PAIR, short, PAIR], letters, max_length=5)
+    assert raised.value.rows == [1, 3]
+    assert messages_of(caplog) == []
+    with pytest.raises(NothingTrainedError, match=r"or remove the row$"):
+        pairs([short, PAIR], letters, max_length=5)
 
 
 @pytest.mark.unhooked

@@ -24,6 +24,7 @@ from rlloss.loop.state import (
 )
 
 __all__ = [
+    "has_checkpoint",
     "optimizer_tensors",
     "read_checkpoint",
     "restore_model",
@@ -118,6 +119,16 @@ def read_checkpoint(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, An
             f"read_checkpoint: {source / _TENSORS} is damaged: {error}; take an earlier checkpoint"
         ) from error
     return tensors, _decoded(content["info"])
+
+
+def has_checkpoint(folder: str | Path) -> bool:
+    """Whether something stands for `read_checkpoint` to read: also where a write was interrupted, and the old one does.
+
+    >>> has_checkpoint("no/such/folder")
+    False
+    """
+    target = Path(folder).resolve()
+    return target.exists() or _aside(target).exists()
 
 
 def _stored(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:

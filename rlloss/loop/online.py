@@ -19,7 +19,7 @@ from rlloss.loop.session import Session
 from rlloss.output import merge_metrics, scalars
 from rlloss.protocol import Loss
 
-__all__ = ["evaluate_online", "rollout", "sampled_scores", "train_online"]
+__all__ = ["check_group_size", "evaluate_online", "rollout", "sampled_scores", "train_online"]
 
 Advantages = Callable[[Tensor, Tensor], Tensor] | ShapedAdvantages
 
@@ -64,11 +64,7 @@ def train_online(
         raise ValueError(
             f"train_online: {updates_per_epoch=} needs as many completions, got {prompts_per_step=} x {group_size=}"
         )
-    if group_size == 1 and (advantages is group_advantages or isinstance(advantages, GroupAdvantages)):
-        raise ValueError(
-            "train_online: group_size=1 leaves nothing to compare with, and every advantage would be 0; pass "
-            "group_size=2 or more, or advantages=CriticAdvantages()"
-        )
+    check_group_size("train_online", group_size, advantages)
     _check_models(session, loss_fn, shaping)
     score = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
     stateful = {"loss": loss_fn, "advantages": advantages, **score.modules()}
@@ -102,6 +98,16 @@ def train_online(
         bar_keys=("reward", "accuracy", "ref_kl", "entropy", "clip_frac"),
         **options,
     )
+
+
+def check_group_size(who: str, group_size: int, advantages: Advantages) -> None:
+    """Raises ValueError where advantages of a group are asked of groups of one."""
+    check_count(who, "group_size", group_size)
+    if group_size == 1 and (advantages is group_advantages or isinstance(advantages, GroupAdvantages)):
+        raise ValueError(
+            f"{who}: group_size=1 leaves nothing to compare with, and every advantage would be 0; pass group_size=2 or "
+            "more, or advantages=CriticAdvantages(), which algorithm='ppo' has"
+        )
 
 
 def rollout(
@@ -157,7 +163,8 @@ def sampled_scores(
     """What one sampled completion per prompt earned, in all and by each function, and the completions."""
     generator = torch.Generator(session.device).manual_seed(seed)
     drawn = session.sample([p.ids for p in prompts], max_new_tokens=max_new_tokens, generator=generator)
-    return _scored(session, prompts, drawn, rewards)
+    with rewards.frozen():
+        return _scored(session, prompts, drawn, rewards)
 
 
 def _scored(

@@ -21,9 +21,24 @@ class WithoutAdapters(nn.Module):
                 f"WithoutAdapters: needs a model with adapters, got {type(model).__name__}; "
                 "peft.get_peft_model makes one, and frozen_copy(model) is the reference of any other"
             )
+        _check_frozen(model)
         self._model = [model]  # in a list, since it is no part of this module: its state is the policy's
 
     @property
     def model(self) -> Any:
         """The policy."""
         return self._model[0]
+
+
+def _check_frozen(model: Any) -> None:
+    """Raises ValueError where something trains that `disable_adapter` leaves on, so that the reference would move."""
+    adapters = set(model.peft_config)
+    left_on = [
+        name for name, p in model.named_parameters() if p.requires_grad and not adapters.intersection(name.split("."))
+    ]
+    if left_on:
+        raise ValueError(
+            f"WithoutAdapters: {len(left_on)} trainable parameters of the model are no adapters, {left_on[0]!r} first, "
+            "so that the model without its adapters moves too (as by bias='all' or 'lora_only' of a peft config); "
+            "take bias='none', or a copy as the reference: reference=frozen_copy(model)"
+        )

@@ -7,6 +7,7 @@ from typing import TypedDict
 import torch
 
 from rlloss._checks import check_count
+from rlloss.loop.checkpoint import has_checkpoint
 from rlloss.loop.report import RunLog
 from rlloss.loop.session import Session
 
@@ -58,7 +59,7 @@ def run_steps(
         raise ValueError("run_steps: resume and save_every need a folder, got None")
     checkpoint = None if folder is None else Path(folder) / "checkpoint"
     first = 0
-    if resume and checkpoint is not None and checkpoint.exists():
+    if resume and checkpoint is not None and has_checkpoint(checkpoint):
         first = session.load_state(checkpoint)["next_step"]
 
     def is_due(step: int, every: int | None) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlloss._checks import check_count, check_range
 from rlloss._typing import Float, Int
 
-__all__ = ["Completion", "sample"]
+__all__ = ["Completion", "sample", "stop_tokens"]
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,25 @@ def sample(
             batch = _prefill(model, part, owner, max_new_tokens, pad_token_id)
             completions += _decode(model, batch, noise[rows.start : rows.stop].to(device), temperature, stop_ids)
     return completions
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """The tokens that end a completion: the tokenizer's, and those of the model's generation config.
+
+    Of an instruction-tuned model these may differ: the end of a turn, and the end of a text. What the config names and
+    the vocabulary has not (a default, of a model of your own) is never drawn, and left out.
+
+    >>> from types import SimpleNamespace
+    >>> model = SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=[2, 9]))
+    >>> stop_tokens(model, SimpleNamespace(eos_token_id=2))
+    [2, 9]
+    """
+    own, also = (
+        [] if named is None else [named] if isinstance(named, int) else list(named)
+        for named in (tokenizer.eos_token_id, getattr(getattr(model, "generation_config", None), "eos_token_id", None))
+    )
+    size = _vocab_size(getattr(model, "config", None))
+    return own + [token for token in also if token not in own and (size is None or token < size)]
 
 
 @dataclass
@@ -229,8 +248,8 @@ def _check_tokens(
             raise ValueError(f"sample: prompts[{i}] is empty; start it with the tokenizer's bos token")
     if config is None:
         return
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    vocab_size = getattr(config, "vocab_size", None)
+    config = _text_config(config)
+    vocab_size = _vocab_size(config)
     if vocab_size is not None:
         named = {f"{name}_token_id": ids for name, ids in special.items()}
         named |= {f"prompts[{i}]": prompt for i, prompt in enumerate(prompts)}
@@ -247,3 +266,11 @@ def _check_tokens(
             f"sample: prompts[{longest}] has {len(prompts[longest])} tokens, which with max_new_tokens="
             f"{max_new_tokens} is more than the model's {limit} positions; shorten one of them"
         )
+
+
+def _text_config(config: Any) -> Any:
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def _vocab_size(config: Any) -> int | None:
+    return getattr(_text_config(config), "vocab_size", None)

@@ -1,6 +1,5 @@
 """A session: one model with its optimiser, reference, critic and sampler, behind four verbs."""
 
-import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,35 +11,21 @@ from torch import Tensor, nn
 from rlloss._checks import check_count, check_range
 from rlloss.loop.batch import Batch, micro_batches
 from rlloss.loop.checkpoint import read_checkpoint, write_checkpoint
+from rlloss.loop.frozen import frozen_copy
 from rlloss.loop.modes import gradient_mode
 from rlloss.loop.objective import Objective, check_batch, check_language_model, objective_of, outputs_of
 from rlloss.loop.optimizer import adamw, check_optimizer, clipped_apart, trainable_parameters
 from rlloss.loop.padding_free import check_padding_free
 from rlloss.loop.peft import WithoutAdapters
-from rlloss.loop.sampling import Completion, sample
+from rlloss.loop.sampling import Completion, sample, stop_tokens
 from rlloss.loop.scalar_folder import save_scalar_model
 from rlloss.loop.scoring import score
-from rlloss.loop.state import optimizer_tensors, restore_model, restore_optimizer, restore_rng, rng_tensors
+from rlloss.loop.session_state import restore_session, session_state
 from rlloss.output import LossOutput, Metric, merge_metrics, waist_gradient
 from rlloss.protocol import Loss
 from rlloss.scalar import ScalarModel
 
 __all__ = ["Session", "frozen_copy"]
-
-
-def frozen_copy(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy that takes no gradient: the usual reference, or a sampler in half precision.
-
-    `dtype` is that of the parameters; buffers stay as they are, since rotary frequencies lose positions in bfloat16.
-
-    >>> frozen_copy(nn.Linear(2, 2)).weight.requires_grad
-    False
-    """
-    frozen = copy.deepcopy(model).requires_grad_(False).eval()
-    for parameter in frozen.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    return frozen
 
 
 class Session:
@@ -52,7 +37,8 @@ class Session:
     Args:
         model: Any Hugging Face causal LM; parameters with `requires_grad=False` stay frozen. A `ScalarModel` makes it
             the session of a reward model.
-        tokenizer: Its tokenizer: end-of-sequence, padding, and text for reward functions.
+        tokenizer: Its tokenizer: end-of-sequence, padding, and text for reward functions. A completion also ends at the
+            tokens that the model's generation config names.
         reference: The frozen model of KL terms and preference losses: `frozen_copy(model)`, or `WithoutAdapters(model)`
             of a PEFT model, or None.
         critic: The value function of losses that need one: `ScalarModel(model)` is a head on the policy's trunk, which
@@ -69,7 +55,7 @@ class Session:
         sampling_dtype: Samples from a copy in this dtype, refreshed after every step.
         padding_free: Lays the rows of a micro-batch end to end for the model, without padding, where attention that
             reads positions keeps them apart: less work with flash attention, more with `sdpa` and `eager`.
-        dropout: Drops out where a gradient is made, as the model's layers (or its adapters) say.
+        dropout: Drops out where a gradient is made, as the adapters of a PEFT model say, or the layers of any other.
         seed: Of the sampler's generator.
     """
 
@@ -123,7 +109,7 @@ class Session:
             with self._autocast():
                 check_padding_free(model)
         self.step = 0
-        self._tracked: dict[str, nn.Module] = {}
+        self.tracked: dict[str, nn.Module] = {}
         self._sampler: nn.Module | None = None
         self._sampler_step = -1
 
@@ -144,7 +130,7 @@ class Session:
             group_size=group_size,
             max_new_tokens=max_new_tokens,
             temperature=self.temperature if temperature is None else temperature,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=stop_tokens(self.model, self.tokenizer),
             generator=generator or self.generator,
             max_rows=self.sample_rows,
         )
@@ -211,52 +197,18 @@ class Session:
 
     def track(self, **modules: nn.Module) -> None:
         """Modules whose state joins the checkpoint, by name: controllers, running statistics, losses with a memory."""
-        self._tracked |= modules
+        self.tracked |= modules
 
     def save_state(self, folder: str | Path, info: dict[str, Any] | None = None) -> Path:
         """Writes everything that a resumed run needs, atomically: safetensors and JSON, no pickle."""
-        tensors = {
-            f"{part}.{name}": x
-            for part, module in self._saved_modules().items()
-            for name, x in module.state_dict().items()
-        }
-        optimizer, optimizer_info = optimizer_tensors(self.optimizer)
-        rng, rng_info = rng_tensors()
-        tensors |= {f"optimizer.{name}": x for name, x in optimizer.items()}
-        tensors |= {f"rng.{name}": x for name, x in rng.items()}
-        tensors["generator"] = self.generator.get_state()
-        scheduler = None if self.scheduler is None else self.scheduler.state_dict()
-        state = {"step": self.step, "optimizer": optimizer_info, "rng": rng_info, "scheduler": scheduler}
+        tensors, state = session_state(self)
         return write_checkpoint(folder, tensors, {"session": state, "info": info or {}})
 
     def load_state(self, folder: str | Path) -> dict[str, Any]:
         """Restores what `save_state` wrote, bit for bit, and returns its `info`."""
         tensors, saved = read_checkpoint(folder)
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {name.removeprefix(prefix): x for name, x in tensors.items() if name.startswith(prefix)}
-
-        state = saved["session"]
-        if (state["scheduler"] is None) != (self.scheduler is None):
-            has, lacks = ("checkpoint", "session") if self.scheduler is None else ("session", "checkpoint")
-            raise ValueError(f"Session: the {has} has a scheduler and the {lacks} has none; build the session as saved")
-        modules = self._saved_modules()
-        for name in tensors:
-            if name.startswith(("critic.", "tracked.")) and not name.startswith(
-                tuple(f"{known}." for known in modules)
-            ):
-                raise ValueError(
-                    f"Session: the checkpoint holds {name!r}, for which this session has no module; build it with the "
-                    "critic that was saved, and Session.track(...) what was tracked: losses, advantages, rewards"
-                )
-        for name, module in modules.items():
-            restore_model(module, part(f"{name}."))
-        restore_optimizer(self.optimizer, part("optimizer."), state["optimizer"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        restore_rng(part("rng."), state["rng"])
-        self.generator.set_state(tensors["generator"])
-        self.step, self._sampler_step = state["step"], -1
+        restore_session(self, tensors, saved["session"])
+        self._sampler_step = -1
         return saved["info"]
 
     def save_model(self, folder: str | Path) -> Path:
@@ -319,13 +271,6 @@ class Session:
     def _score(self, model: nn.Module, batch: Batch, outputs: Sequence[str]) -> dict[str, Tensor]:
         with self._autocast():
             return score(model, self.critic, batch, outputs, self.temperature, padding_free=self.padding_free)
-
-    def _saved_modules(self) -> dict[str, nn.Module]:
-        """What a checkpoint holds of modules; a trunk that the critic shares is the model's."""
-        modules: dict[str, nn.Module] = {"model": self.model}
-        if self.critic is not None:
-            modules["critic"] = self.critic.head if self.critic.shares_backbone_with(self.model) else self.critic
-        return modules | {f"tracked.{name}": module for name, module in self._tracked.items()}
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self.autocast_dtype is None:

@@ -6,12 +6,20 @@ from typing import Literal, NamedTuple
 
 from rlloss._checks import check_choice, check_count
 
-__all__ = ["Encoded", "Limits", "TruncationMode", "report_cut", "truncated"]
+__all__ = ["Encoded", "Limits", "NothingTrainedError", "TruncationMode", "report_cut", "truncated"]
 
 logger = logging.getLogger("rlloss")
 
 Encoded = tuple[list[int], list[bool]]
 TruncationMode = Literal["keep_start", "keep_end"]
+
+
+class NothingTrainedError(ValueError):
+    """Rows of which the limits leave nothing to train; `rows` are their numbers, from 0."""
+
+    def __init__(self, message: str, rows: Sequence[int]) -> None:
+        super().__init__(message)
+        self.rows = list(rows)
 
 
 class Limits(NamedTuple):
@@ -45,7 +53,7 @@ def truncated(
     per_example: int = 1,
     what: str = "sequences",
 ) -> list[Encoded]:
-    """The sequences within their limits; one that would train nothing raises ValueError, naming its place.
+    """The sequences within their limits; those that would train nothing raise, naming the first one's place.
 
     The `per_example` sequences of one example follow each other. Under `keep_end` all of them lose the tokens of the
     prompt that the longest must lose, so that it stays one prompt.
@@ -56,18 +64,23 @@ def truncated(
     """
     prompts = [_prompt_length(mask) for _, mask in sequences]
     if (limit := limits.max_prompt_length) is not None:
-        report_cut(who, what.replace("sequences", "prompts"), "max_prompt_length", limit, prompts)
         starts = [max(0, length - limit) for length in prompts]
         sequences = [(ids[s:], mask[s:]) for (ids, mask), s in zip(sequences, starts, strict=True)]
     made = list(sequences)
     if limits.max_length is not None:
         examples = [sequences[i : i + per_example] for i in range(0, len(sequences), per_example)]
         made = [one for example in examples for one in _within(limits, limits.max_length, example)]
+    # nothing predicts the first token, so a mask that holds only that one trains nothing
+    empty = [i for i, (_, mask) in enumerate(made) if not any(mask[1:])]
+    if empty:
+        rows = sorted({i // per_example for i in empty})
+        others = f"; so it is with {len(rows)} of {len(made) // per_example} rows" if len(rows) > 1 else ""
+        message = f"{places[empty[0]]}: {_nothing_trained(limits, *sequences[empty[0]])}{others}"
+        raise NothingTrainedError(message, rows)
+    if limits.max_prompt_length is not None:
+        report_cut(who, what.replace("sequences", "prompts"), "max_prompt_length", limits.max_prompt_length, prompts)
+    if limits.max_length is not None:
         _report_length(who, what, limits.max_length, sequences, made)
-    for place, whole, (_, mask) in zip(places, sequences, made, strict=True):
-        # nothing predicts the first token, so a mask that holds only that one trains nothing
-        if not any(mask[1:]):
-            raise ValueError(f"{place}: {_nothing_trained(limits, *whole)}")
     return made
 
 

@@ -45,9 +45,10 @@ class Algorithm:
     kind: Kind
 
     @property
-    def learning_rate(self) -> float:
-        """Where the user gives none."""
-        return _LEARNING_RATES[self.kind]
+    def defaults(self) -> dict[str, Any]:
+        """Of parameters that the user leaves at None."""
+        one, many = (1, 4) if self.kind == "critic" else (8, 1)
+        return {"learning_rate": _LEARNING_RATES[self.kind], "group_size": one, "num_ppo_epochs": many}
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
@@ -80,7 +81,7 @@ def _algorithm(name: str) -> Algorithm:
 
 def loss_of(algorithm: Algorithm, values: Mapping[str, Any], of_loss: Mapping[str, Any]) -> Loss:
     """The algorithm's loss from the users' words (`values`) and from hyperparameters in the loss's own."""
-    given = _hyperparameters(algorithm, values)
+    given = _hyperparameters(algorithm, values, of_loss)
     for name in of_loss:
         if name in given:
             raise ValueError(f"{WHO}: {name}={of_loss[name]!r} is given twice, by another parameter as {given[name]!r}")
@@ -108,18 +109,25 @@ def advantages_of(algorithm: Algorithm, values: Mapping[str, Any]) -> ShapedAdva
             kl=estimators[penalty],
             reward_norm=norm,
         )
+    unscaled = algorithm.name == "dr_grpo" or algorithm.name in _IN_REWARD
+    scale = _given(values, "scale_rewards", "none" if unscaled else "group")
     if algorithm.name in _IN_REWARD:
-        kl_coef = _given(values, "kl_coef", 0.05)
-        return GroupAdvantages(kl_coef=kl_coef, scale="none", baseline="leave_one_out", reward_norm=norm)
-    return GroupAdvantages(scale="none" if algorithm.name == "dr_grpo" else "group", reward_norm=norm)
+        kl_coef = _one_of(values, "kl_coef", "beta")
+        kl_coef = 0.05 if kl_coef is None else kl_coef
+        return GroupAdvantages(kl_coef=kl_coef, scale=scale, baseline="leave_one_out", reward_norm=norm)
+    return GroupAdvantages(scale=scale, reward_norm=norm)
 
 
-def _hyperparameters(algorithm: Algorithm, values: Mapping[str, Any]) -> dict[str, Any]:
+def _hyperparameters(algorithm: Algorithm, values: Mapping[str, Any], of_loss: Mapping[str, Any]) -> dict[str, Any]:
     """The loss's own hyperparameters from the users' words for them."""
     known = algorithm.hyperparameters
     made: dict[str, Any] = {}
     if "max_completion_length" in known:
         made["max_completion_length"] = values["max_new_tokens"]
+    if "max_length" in known and of_loss.get("reduction") == "fixed_length":
+        made["max_length"] = values["max_seq_length"]
+    if "temperature" in known:
+        made["temperature"] = values["temperature"]
     if algorithm.kind == "policy":
         kl_coef = _one_of(values, "kl_coef", "beta")
         if kl_coef is not None and algorithm.name not in _IN_REWARD:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from rlloss._checks import check_choice
+from rlloss.loop.online import check_group_size
 from rlloss.trainer.algorithms import WHO, advantages_of, algorithm_named, loss_of
-from rlloss.trainer.models import load_models
+from rlloss.trainer.checks import check_reference
+from rlloss.trainer.models import check_models, load_models, loaded_tokenizer
 from rlloss.trainer.parameters import parsed
-from rlloss.trainer.rewards import rewards_of
+from rlloss.trainer.rewards import reward_functions, rewards_of
+from rlloss.trainer.rows import data_of
 from rlloss.trainer.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -50,13 +52,19 @@ def create_rl_trainer(
     """
     chosen = algorithm_named(algorithm, parameters.pop("loss_type", None))
     values, of_loss = parsed(chosen, parameters)
-    check_choice(WHO, "backend", values["backend"], ("auto", "trl", "unsloth"))
     if values["backend"] != "auto":
         print(f"{WHO}: backend={values['backend']!r} is accepted for compatibility; rlloss trains with its own loop")
     loss_fn, advantages = loss_of(chosen, values, of_loss), advantages_of(chosen, values)
+    needs_reference = loss_fn.needs_reference or (advantages is not None and advantages.needs_reference)
+    check_reference(values, loss_fn, needed=needs_reference)
+    check_models(model_name, values)
+    if advantages is not None:
+        check_group_size(WHO, values["group_size"], advantages)
+        values["reward_functions"] = reward_functions(values)
+    tokenizer = loaded_tokenizer(model_name, tokenizer)
+    data = data_of(chosen, dataset_name, tokenizer, values)
     torch.manual_seed(values["seed"])
     random.seed(values["seed"])
-    needs_reference = loss_fn.needs_reference or (advantages is not None and advantages.needs_reference)
     models = load_models(chosen, model_name, tokenizer, values, needs_reference)
     rewards = None if advantages is None else rewards_of(values, models)
-    return Trainer(chosen, models, loss_fn, values, dataset=dataset_name, rewards=rewards, advantages=advantages)
+    return Trainer(chosen, models, loss_fn, values, data, rewards=rewards, advantages=advantages)

@@ -18,7 +18,7 @@ from rlloss.loop.session import frozen_copy
 from rlloss.scalar import ScalarModel
 from rlloss.trainer.algorithms import WHO, Algorithm
 
-__all__ = ["Models", "bits_and_bytes", "device_of", "load_models", "needs_package"]
+__all__ = ["Models", "bits_and_bytes", "check_models", "device_of", "load_models", "loaded_tokenizer", "needs_package"]
 
 
 @dataclass
@@ -31,23 +31,47 @@ class Models:
     critic: ScalarModel | None
 
 
-def load_models(
-    algorithm: Algorithm, source: str | Path | nn.Module, tokenizer: Any, values: Mapping[str, Any], reference: bool
-) -> Models:
-    """The policy (or reward model) of `source`, and what the algorithm needs beside it."""
-    if tokenizer is None:
-        if isinstance(source, nn.Module):
-            raise ValueError(f"{WHO}: a loaded {type(source).__name__} needs its tokenizer, got None; pass tokenizer=")
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    quantization, use_peft = values["quantization"], values["use_peft"] or values["peft_config"] is not None
-    if quantization and not use_peft:
+def check_models(source: str | Path | nn.Module, values: Mapping[str, Any]) -> None:
+    """Raises where the models cannot be had as they are asked for; nothing is loaded."""
+    quantization = values["quantization"]
+    if quantization and not _is_adapted(values):
         raise ValueError(
             f"{WHO}: quantization={dict(quantization)} freezes the weights, and nothing would train; add "
             "use_peft=True, whose adapters do"
         )
-    model = _language_model(source, values["torch_dtype"], quantization)
-    if use_peft:
+    if isinstance(source, nn.Module) and (quantization or values["torch_dtype"]):
+        raise ValueError(f"{WHO}: torch_dtype and quantization are for a model that is loaded here; load yours so")
+    reference = source if values.get("reference") is None else values["reference"]
+    if isinstance(reference, nn.Module) and values.get("reference_quantization"):
+        raise ValueError(f"{WHO}: reference_quantization is for a model that is loaded here; pass its name, no module")
+    _dtype(values["torch_dtype"])
+    for options in (quantization, values.get("reference_quantization")):
+        if options:
+            bits_and_bytes(options)
+    if _is_adapted(values):
+        needs_package("peft", "use_peft=True", "peft")
+
+
+def loaded_tokenizer(source: str | Path | nn.Module, tokenizer: Any) -> Any:
+    """The tokenizer that was given, or that of the model's folder."""
+    if tokenizer is None and isinstance(source, nn.Module):
+        raise ValueError(f"{WHO}: a loaded {type(source).__name__} needs its tokenizer, got None; pass tokenizer=")
+    return AutoTokenizer.from_pretrained(source) if tokenizer is None else tokenizer
+
+
+def load_models(
+    algorithm: Algorithm, source: str | Path | nn.Module, tokenizer: Any, values: Mapping[str, Any], reference: bool
+) -> Models:
+    """The policy (or reward model) of `source`, and what the algorithm needs beside it."""
+    model = _language_model(source, values["torch_dtype"], values["quantization"])
+    if _is_adapted(values):
         model = _adapted(model, values)
+    half = next((p.dtype for p in model.parameters() if p.requires_grad and p.dtype.itemsize == 2), None)
+    if half is not None:
+        print(
+            f"{WHO}: the weights are {half}, in which small updates are rounded away; load them in float32 (bf16=True "
+            "still runs the forward passes in bfloat16), or train adapters"
+        )
     if values["use_gradient_checkpointing"]:
         _checkpoint(model)
     given = values.get("reference")
@@ -58,6 +82,10 @@ def load_models(
     if algorithm.kind == "reward" and not isinstance(model, ScalarModel):
         model = ScalarModel(model, bias=False)
     return Models(model, tokenizer, of_reference, critic)
+
+
+def _is_adapted(values: Mapping[str, Any]) -> bool:
+    return values["use_peft"] or values["peft_config"] is not None
 
 
 def _critic(model: Any, values: Mapping[str, Any]) -> ScalarModel:
@@ -98,8 +126,6 @@ def _language_model(
     source: str | Path | nn.Module, dtype: str | torch.dtype | None, quantization: Mapping[str, Any] | None
 ) -> Any:
     if isinstance(source, nn.Module):
-        if quantization or dtype:
-            raise ValueError(f"{WHO}: torch_dtype and quantization are for a model that is loaded here; load yours so")
         return source
     options: dict[str, Any] = {"dtype": _dtype(dtype)}
     if quantization:
@@ -119,7 +145,6 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def _adapted(model: Any, values: Mapping[str, Any]) -> Any:
-    needs_package("peft", "use_peft=True", "peft")
     import peft
 
     modules, config = values["lora_target_modules"], values["peft_config"]
@@ -153,6 +178,4 @@ def _reference(source: str | Path | nn.Module, model: Any, values: Mapping[str, 
         return _language_model(given, None if loaded else values["torch_dtype"], quantization).requires_grad_(False)
     if quantization is None:
         return WithoutAdapters(model) if hasattr(model, "disable_adapter") else frozen_copy(model)
-    if isinstance(source, nn.Module):
-        raise ValueError(f"{WHO}: reference_quantization loads the model a second time; pass its name, not a module")
     return _language_model(source, values["torch_dtype"], quantization).requires_grad_(False)

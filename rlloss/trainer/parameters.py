@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from rlloss._checks import nearest
-from rlloss.trainer.algorithms import Algorithm, Kind
+from rlloss.trainer.algorithms import WHO, Algorithm, Kind
+from rlloss.trainer.checks import check_values
 
 __all__ = ["PARAMETERS", "Parameter", "parsed", "table"]
 
@@ -55,13 +56,14 @@ PARAMETERS: list[Parameter] = [
         ("learning_rate", None, EVERY, "of AdamW; the algorithm's where None"),
         ("critic_learning_rate", None, ("critic",), "of the critic's own parameters; `learning_rate` where None"),
         ("weight_decay", 0.0, EVERY, "of AdamW, on matrices alone"),
-        ("warmup_steps", 0, EVERY, "updates over which the learning rate grows from 0"),
+        ("warmup_steps", 0, EVERY, "updates over which the learning rate grows from 0; below 1 a share of all updates"),
+        ("warmup_ratio", None, EVERY, "the share of all updates, in place of `warmup_steps`"),
         ("scheduler", "linear", EVERY, "`linear` to 0, `cosine` to 0, or `constant`", ("lr_scheduler_type",)),
         ("max_grad_norm", 1.0, EVERY, "`Session(max_grad_norm=...)`"),
         ("seed", 0, EVERY, "of order, sampling, adapters and heads"),
-        ("eval_steps", None, EVERY, "`evaluate_every`"),
+        ("eval_steps", None, EVERY, "`evaluate_every`; without it `train()` does not evaluate"),
         ("save_steps", None, EVERY, "`save_every`"),
-        ("resume", False, EVERY, "goes on from the checkpoint in `output_dir`", ("resume_from_checkpoint",)),
+        ("resume", False, EVERY, "goes on from the checkpoint in `output_dir`, if any", ("resume_from_checkpoint",)),
         ("progress", True, EVERY, "shows a bar"),
     ),
     *_group(
@@ -71,8 +73,16 @@ PARAMETERS: list[Parameter] = [
         ("percent", None, EVERY, "the first so many per cent of the rows"),
         ("max_samples", None, EVERY, "at most so many rows, after `percent`"),
         ("eval_dataset", None, EVERY, "what `evaluate()` is about; else a part held out of the dataset"),
+        ("eval_split", None, EVERY, "of `eval_dataset`, where it has splits: see above"),
         ("eval_fraction", 0.05, EVERY, "the part that is held out where there is no `eval_dataset`; 0 for none"),
-        ("max_seq_length", 512, EVERY, "tokens per sequence, prompt and completion", ("max_length",)),
+        ("max_seq_length", 512, OFFLINE, "tokens per sequence, prompt and completion; None for all", ("max_length",)),
+        (
+            "max_seq_length",
+            None,
+            ONLINE,
+            "tokens of prompt and completion: a prompt keeps the end that `max_new_tokens` leaves room for",
+            ("max_length",),
+        ),
         ("max_prompt_length", None, EVERY, "tokens per prompt, of which the end is kept"),
         ("truncation_mode", "keep_start", OFFLINE, "which end of a sequence that is too long is kept: `keep_end`, ..."),
         ("padding_free", False, EVERY, "`Session(padding_free=...)`"),
@@ -80,7 +90,7 @@ PARAMETERS: list[Parameter] = [
             "precompute_ref_log_probs",
             False,
             ("preference", "unpaired"),
-            "the reference's log-probs once, before training, and then no reference",
+            "the reference's log-probs once, before training, and then no copy of it",
         ),
     ),
     *_group(
@@ -93,7 +103,7 @@ PARAMETERS: list[Parameter] = [
         ),
         ("critic", None, ("critic",), "a `ScalarModel` of your own"),
         ("torch_dtype", None, EVERY, "of the weights; float32 where None", ("dtype",)),
-        ("bf16", False, EVERY, "forward passes under autocast, weights in float32"),
+        ("bf16", False, EVERY, "forward passes under autocast, weights in float32; online a bfloat16 copy samples"),
         ("use_peft", False, EVERY, "LoRA by peft; the reference is the model with its adapters off"),
         ("peft_config", None, EVERY, "a peft config of your own, in place of the `lora_` parameters"),
         ("lora_r", 16, EVERY, "rank of the adapters"),
@@ -106,7 +116,12 @@ PARAMETERS: list[Parameter] = [
     ),
     *_group(
         "sampling",
-        ("temperature", 1.0, EVERY, "`Session(temperature=...)`, in sampling and scoring alike, and in `predict`"),
+        (
+            "temperature",
+            1.0,
+            EVERY,
+            "`Session(temperature=...)`, in sampling and scoring alike, and in `predict`; of a reward model its loss's",
+        ),
         (
             "group_size",
             None,
@@ -155,6 +170,7 @@ PARAMETERS: list[Parameter] = [
         ("cliprange", None, ONLINE, "`clip_eps_low` and `clip_eps_high`", ("clip_range",)),
         ("cliprange_value", None, ("critic",), "`ValueLoss(value_clip=...)`"),
         ("vf_coef", None, ("critic",), "`ActorCriticLoss(value_coef=...)`; 0.1 where None"),
+        ("scale_rewards", None, ("policy",), "`GroupAdvantages(scale=...)`: `group`, `batch` or `none`"),
         ("gamma", None, ("critic",), "`CriticAdvantages(gamma=...)`"),
         ("lam", None, ("critic",), "`CriticAdvantages(gae_lambda=...)`", ("gae_lambda",)),
         ("shared_trunk", False, ("critic",), "the critic is a head on the policy, not a model of its own"),
@@ -172,10 +188,17 @@ _KNOWN = _spelled(PARAMETERS)
 
 
 def parsed(algorithm: Algorithm, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Every parameter of the algorithm with its value, and hyperparameters that only the loss knows."""
-    who = "create_rl_trainer"
+    """Every parameter of the algorithm with its value, checked, and hyperparameters that only the loss knows."""
+    values, of_loss, seen = _sorted(algorithm, given)
+    values |= {name: own for name, own in algorithm.defaults.items() if name in values and values[name] is None}
+    check_values(algorithm, values, seen)
+    return values, of_loss
+
+
+def _sorted(algorithm: Algorithm, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """Parameters with their values, hyperparameters of the loss, and the spelling of each parameter that was given."""
     hyperparameters = {name for name in algorithm.hyperparameters if name not in _KNOWN}
-    mine = {name: p for name, p in _KNOWN.items() if algorithm.kind in p.kinds}
+    mine = _spelled(p for p in PARAMETERS if algorithm.kind in p.kinds)
     values = {p.name: p.default for p in mine.values()}
     of_loss: dict[str, Any] = {}
     seen: dict[str, str] = {}
@@ -183,7 +206,7 @@ def parsed(algorithm: Algorithm, given: Mapping[str, Any]) -> tuple[dict[str, An
         if name in mine:
             parameter = mine[name]
             if parameter.name in seen:
-                raise ValueError(f"{who}: {seen[parameter.name]} and {name} are one parameter; give one")
+                raise ValueError(f"{WHO}: {seen[parameter.name]} and {name} are one parameter; give one")
             seen[parameter.name] = name
             values[parameter.name] = value
         elif name in hyperparameters:
@@ -191,20 +214,16 @@ def parsed(algorithm: Algorithm, given: Mapping[str, Any]) -> tuple[dict[str, An
         elif name in _KNOWN:
             kinds = ", ".join(_KNOWN[name].kinds)
             raise ValueError(
-                f"{who}: {name} ({_KNOWN[name].meaning}) is no parameter of {algorithm.name!r}, of the kind "
+                f"{WHO}: {name} ({_KNOWN[name].meaning}) is no parameter of {algorithm.name!r}, of the kind "
                 f"{algorithm.kind!r}, and would reach nothing; leave it out. It belongs to the kinds {kinds}"
             )
         else:
             known = sorted([*mine, *hyperparameters])
             raise ValueError(
-                f"{who}: unknown parameter {name!r} of {algorithm.name!r}{nearest(name, known)}; docs/trainer.md lists "
+                f"{WHO}: unknown parameter {name!r} of {algorithm.name!r}{nearest(name, known)}; docs/trainer.md lists "
                 f"them, and the loss has: {', '.join(sorted(hyperparameters))}"
             )
-    of_adapters = [name for name in seen if name.startswith("lora_")]
-    if of_adapters and (values["peft_config"] is not None or not values["use_peft"]):
-        reason = "use_peft=True" if values["peft_config"] is None else "no peft_config, which says it itself"
-        raise ValueError(f"{who}: {of_adapters[0]} needs {reason}")
-    return values, of_loss
+    return values, of_loss, seen
 
 
 def table() -> str:

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlloss._checks import check_count
 from rlloss.loop.batch import Batch, collate
 from rlloss.loop.data import Tokens
 from rlloss.loop.rewards import RewardFunction, Rewards
@@ -21,45 +20,59 @@ from rlloss.scalar import ScalarModel
 from rlloss.trainer.algorithms import WHO
 from rlloss.trainer.models import Models, device_of
 
-__all__ = ["rewards_of"]
+__all__ = ["reward_functions", "rewards_of"]
 
+_OF_POLICY = "coherence"  # under the policy as it is before training
+_OF_CUSTOM = ("reward_training_texts", "reward_functions", "reward_training_base_model", "reward_training_output_dir")
+_LONGEST_TEXT = 512  # tokens of a text that a reward model is trained on, where max_seq_length says nothing
 _WAYS = (
     "reward_functions=[a function, or names such as 'length' and 'sentiment'], reward_model_name='folder or hub name', "
     "or train_custom_reward_model=True with reward_training_texts and reward_functions"
 )
 
 
-def rewards_of(values: Mapping[str, Any], models: Models) -> Rewards:
-    """The reward functions of an online run; a ValueError names the three ways to give one."""
-    named = [values[name] for name in ("reward_model_name", "reward_model_path") if values[name] is not None]
+def reward_functions(values: Mapping[str, Any]) -> list[Any]:
+    """The reward functions that were given, by name too; a ValueError names the three ways to give a reward.
+
+    Nothing is loaded for it, so that what is missing is missed before any model is.
+    """
+    named = _named(values)
     if len(named) > 1:
         raise ValueError(f"{WHO}: reward_model_name and reward_model_path name one model; give one")
     if values["train_custom_reward_model"]:
         if named:
             raise ValueError(f"{WHO}: train_custom_reward_model makes the reward model, and {named[0]!r} names one")
-        return Rewards([RewardModel(model=_trained(values, models))])  # it was trained on texts: no family to share
-    functions = [_function(f, models) for f in _listed(values["reward_functions"])]
-    functions += [_scored_by(source, values, models) for source in named]
-    if not functions:
+        missing = [name for name in _OF_CUSTOM if values[name] is None]
+        if missing:
+            raise ValueError(f"{WHO}: train_custom_reward_model=True needs {', '.join(missing)}, got None")
+    given = values["reward_functions"]
+    functions = [given] if isinstance(given, str) or callable(given) else list(given or [])
+    if not functions and not named:
         raise ValueError(f"{WHO}: an online algorithm needs a reward; pass {_WAYS}")
+    return [get_reward(f) if isinstance(f, str) and f != _OF_POLICY else f for f in functions]
+
+
+def rewards_of(values: Mapping[str, Any], models: Models) -> Rewards:
+    """The rewards of an online run, whose `reward_functions` are those of that function."""
+    named = _named(values)
+    if values["train_custom_reward_model"]:
+        return Rewards([RewardModel(model=_trained(values, models))])  # it was trained on texts: no family to share
+    functions = [_function(f, models) for f in values["reward_functions"]]
+    functions += [_scored_by(source, values, models) for source in named]
     weights = values["reward_function_weights"]
     if weights is not None and named and len(weights) == len(functions) - 1:
         weights = [*weights, 1.0]
     return Rewards(functions, weights)
 
 
-def _listed(given: Any) -> list[Any]:
-    if given is None:
-        return []
-    return [given] if isinstance(given, str) or callable(given) else list(given)
+def _named(values: Mapping[str, Any]) -> list[str | Path]:
+    return [values[name] for name in ("reward_model_name", "reward_model_path") if values[name] is not None]
 
 
 def _function(given: str | RewardFunction, models: Models) -> RewardFunction:
     if not isinstance(given, str):
         return given
-    if given == "coherence":  # under the policy as it is before training
-        return get_reward(given, model=frozen_copy(models.model), tokenizer=models.tokenizer)
-    return get_reward(given)
+    return get_reward(given, model=frozen_copy(models.model), tokenizer=models.tokenizer)
 
 
 def _scored_by(source: str | Path, values: Mapping[str, Any], models: Models) -> RewardModel:
@@ -85,17 +98,13 @@ def _same_tokenizer(first: Any, second: Any) -> bool:
 
 def _trained(values: Mapping[str, Any], models: Models) -> Path:
     """The folder of a regression head on a causal LM that has learned what the reward functions say of the texts."""
-    needed = ("reward_training_texts", "reward_functions", "reward_training_base_model", "reward_training_output_dir")
-    missing = [name for name in needed if values[name] is None]
-    if missing:
-        raise ValueError(f"{WHO}: train_custom_reward_model=True needs {', '.join(missing)}, got None")
-    check_count(WHO, "reward_training_steps", values["reward_training_steps"])
     texts: Sequence[str] = values["reward_training_texts"]
     base = values["reward_training_base_model"]
     tokenizer = AutoTokenizer.from_pretrained(base)
-    functions = [_function(f, models) for f in _listed(values["reward_functions"])]
+    functions = [_function(f, models) for f in values["reward_functions"]]
     rewards = Rewards(functions, values["reward_function_weights"])
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    longest = values["max_seq_length"] or _LONGEST_TEXT
     targets = rewards([""] * len(texts), texts, {"completion_ids": ids}).total
     torch.manual_seed(values["seed"])
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
@@ -105,9 +114,7 @@ def _trained(values: Mapping[str, Any], models: Models) -> Path:
     order = random.Random(values["seed"])
     for _ in range(values["reward_training_steps"]):
         chosen = order.sample(range(len(texts)), min(8, len(texts)))
-        batch = _regression(
-            [Tokens(ids[i][: values["max_seq_length"]], []) for i in chosen], targets[torch.tensor(chosen)]
-        )
+        batch = _regression([Tokens(ids[i][:longest], []) for i in chosen], targets[torch.tensor(chosen)])
         session.forward_backward(batch, ValueLoss(value_clip=None))
         session.optim_step()
     folder = save_scalar_model(critic, values["reward_training_output_dir"])

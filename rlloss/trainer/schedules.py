@@ -1,28 +1,24 @@
 """Learning rates over a run, by the names that users know."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from rlloss._checks import check_choice, check_range
 from rlloss.loop.optimizer import trainable_parameters
 from rlloss.scalar import ScalarModel
 
 __all__ = ["optimizer_of", "scheduler_of"]
 
 
-def optimizer_of(
-    model: nn.Module, critic: ScalarModel | None, values: dict[str, Any], learning_rate: float
-) -> torch.optim.Optimizer:
+def optimizer_of(model: nn.Module, critic: ScalarModel | None, values: Mapping[str, Any]) -> torch.optim.Optimizer:
     """AdamW over policy and critic, with weight decay on matrices alone."""
-    check_range("create_rl_trainer", "learning_rate", learning_rate, 0)
-    check_range("create_rl_trainer", "weight_decay", values["weight_decay"], 0)
+    learning_rate, critic_rate = values["learning_rate"], values.get("critic_learning_rate")
+    critic_rate = learning_rate if critic_rate is None else critic_rate
     trainable, of_critic = trainable_parameters(model, critic)
-    critic_rate = values.get("critic_learning_rate") or learning_rate
     groups = []
     for parameters, rate in ((trainable, learning_rate), (of_critic, critic_rate)):
         for is_matrix, decay in ((True, values["weight_decay"]), (False, 0.0)):
@@ -32,15 +28,18 @@ def optimizer_of(
     return torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.95))
 
 
-def scheduler_of(name: str, warmup: int, updates: int) -> Callable[[torch.optim.Optimizer], Any]:
+def scheduler_of(name: str, warmup: float | int, updates: int) -> Callable[[torch.optim.Optimizer], Any]:
     """Warm-up from 0, then `linear` or `cosine` down to 0 at the last update, or `constant`.
+
+    Args:
+        warmup: Its number of updates, or below 1 its share of them.
 
     >>> optimizer = torch.optim.SGD([torch.ones(1)], lr=1.0)
     >>> scheduler = scheduler_of("linear", 2, 4)(optimizer)
     >>> scheduler.get_last_lr()
     [0.5]
     """
-    check_choice("create_rl_trainer", "scheduler", name, ("linear", "cosine", "constant"))
+    warmup = math.ceil(warmup * updates) if warmup < 1 else int(warmup)
 
     def factor(update: int) -> float:
         if update < warmup:

@@ -3,26 +3,26 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
-from rlloss._checks import check_count, check_range
 from rlloss.loop.advantages import ShapedAdvantages
+from rlloss.loop.data import Tokens
 from rlloss.loop.data import prompts as tokenized_prompts
+from rlloss.loop.modes import adapter_modules
 from rlloss.loop.offline import evaluate_offline, train_offline
 from rlloss.loop.online import sampled_scores, train_online
+from rlloss.loop.peft import WithoutAdapters
 from rlloss.loop.reference_cache import with_ref_logprobs
 from rlloss.loop.rewards import Rewards
 from rlloss.loop.session import Session
 from rlloss.protocol import Loss
 from rlloss.trainer.algorithms import WHO, Algorithm
+from rlloss.trainer.checks import resumes
 from rlloss.trainer.models import Models
-from rlloss.trainer.rows import examples_of, held_out, rows_of
+from rlloss.trainer.rows import Data, eval_examples_of
 from rlloss.trainer.schedules import optimizer_of, scheduler_of
-
-if TYPE_CHECKING:
-    import datasets
 
 __all__ = ["Trainer"]
 
@@ -40,8 +40,8 @@ class Trainer:
         models: Models,
         loss_fn: Loss,
         values: Mapping[str, Any],
+        data: Data,
         *,
-        dataset: Any = None,
         rewards: Rewards | None = None,
         advantages: ShapedAdvantages | None = None,
     ) -> None:
@@ -50,36 +50,28 @@ class Trainer:
         self.output_dir = Path(values["output_dir"])
         self.history: list[dict[str, float]] = []
         self.tokenizer = models.tokenizer
-        self.examples: Sequence[Any] = []
-        self.eval_examples: Sequence[Any] = []
-        if dataset is not None:
-            rows, eval_rows = self._split(rows_of(dataset, values))
-            self.examples = examples_of(algorithm, rows, self.tokenizer, values)
-            self.eval_examples = [] if eval_rows is None else self._examples(eval_rows)
+        self.examples, self.eval_examples, self._columns = data
         self.steps = self._number_of_steps()
         self.session = self._session(models)
-        if values.get("precompute_ref_log_probs") and loss_fn.needs_reference:
+        self._of_predictions = torch.Generator(self.session.device).manual_seed(values["seed"])
+        self._has_begun = False
+        if values.get("precompute_ref_log_probs"):
             self.examples = with_ref_logprobs(self.session, self.examples)
             self.eval_examples = with_ref_logprobs(self.session, self.eval_examples)
-            self.session.reference = None
+            if not isinstance(self.session.reference, WithoutAdapters):  # which takes no memory
+                self.session.reference = None
 
-    def train(self) -> list[dict[str, float]]:
+    def train(self, *, resume: bool | str | Path | None = None) -> list[dict[str, float]]:
         """Trains, and returns the numbers of every step.
 
         They stand in `output_dir`/metrics.jsonl too, with checkpoint/ beside it.
+
+        Args:
+            resume: In place of the parameter of that name.
         """
         if not self.examples:
             raise ValueError(f"{WHO}: needs data to train on, got none; pass dataset_name=")
-        options: dict[str, Any] = {
-            "steps": self.steps,
-            "seed": self.values["seed"],
-            "folder": self.output_dir,
-            "evaluate": (lambda _: self._evaluation()) if self.eval_examples and self.values["eval_steps"] else None,
-            "evaluate_every": self.values["eval_steps"],
-            "save_every": self.values["save_steps"],
-            "resume": self.values["resume"],
-            "progress": self.values["progress"],
-        }
+        options = self._options(resumes(self.values["resume"] if resume is None else resume, self.output_dir))
         if self.rewards is None:
             self.history = train_offline(
                 self.session, self.examples, self.loss_fn, batch_size=self.examples_per_update, **options
@@ -95,7 +87,7 @@ class Trainer:
                 group_size=self.group_size,
                 max_new_tokens=self.values["max_new_tokens"],
                 advantages=self.advantages,
-                epochs_per_step=self._epochs_per_step(),
+                epochs_per_step=self.values["num_ppo_epochs"],
                 updates_per_epoch=self._updates_per_epoch(),
                 **options,
             )
@@ -109,9 +101,13 @@ class Trainer:
         """
         if eval_dataset is None:
             return self._evaluation()
-        # the row limits are those of training data; the split is the dataset's own where it has but one
-        limits = {"percent": None, "max_samples": None, "split": _only_split(eval_dataset, self.values["split"])}
-        return self._evaluation(self._examples(rows_of(eval_dataset, self.values | limits)))
+        if self.loss_fn.needs_reference and self.session.reference is None:
+            raise ValueError(
+                f"{WHO}: evaluate() on other rows needs the reference, which precompute_ref_log_probs=True has set "
+                "free; pass these rows as eval_dataset when the trainer is made, or leave that parameter out"
+            )
+        source = eval_examples_of(self.algorithm, eval_dataset, self.tokenizer, self.values, self._columns)
+        return self._evaluation(source)
 
     def predict(
         self,
@@ -125,8 +121,9 @@ class Trainer:
         asked = tokenized_prompts(rows, self.tokenizer, max_prompt_length=self.values["max_prompt_length"])
         drawn = self.session.sample(
             [p.ids for p in asked],
-            max_new_tokens=max_new_tokens or self.values["max_new_tokens"],
+            max_new_tokens=self.values["max_new_tokens"] if max_new_tokens is None else max_new_tokens,
             temperature=temperature,
+            generator=self._of_predictions,  # so that a look at the model changes no training
         )
         return self.tokenizer.batch_decode([c.ids for c in drawn], skip_special_tokens=True)
 
@@ -142,68 +139,72 @@ class Trainer:
     @property
     def group_size(self) -> int:
         """Completions per prompt."""
-        return self.values.get("group_size") or (1 if self.algorithm.kind == "critic" else 8)
+        return self.values.get("group_size", 1)
 
-    def _split(self, rows: "datasets.Dataset") -> "tuple[datasets.Dataset, datasets.Dataset | None]":
-        source = self.values["eval_dataset"]
-        if source is None:
-            return held_out(rows, self.values["eval_fraction"], self.values["seed"])
-        limits = {"percent": None, "max_samples": None, "split": _only_split(source, self.values["split"])}
-        return rows, rows_of(source, self.values | limits)
-
-    def _examples(self, rows: "datasets.Dataset") -> Sequence[Any]:
-        return examples_of(self.algorithm, rows, self.tokenizer, self.values)
+    def _options(self, resume: bool) -> dict[str, Any]:
+        """Of the loop's run, which is this trainer's only one."""
+        if self.history or (self._has_begun and self.session.step and not resume):
+            raise ValueError(
+                f"{WHO}: this trainer has trained already, {self.session.step} updates of a schedule of {self.steps} "
+                "steps that is over; go on with a new trainer on the folder that save_model() wrote, or with one of "
+                "more max_steps, the same output_dir and resume=True"
+            )
+        self._has_begun = True
+        return {
+            "steps": self.steps,
+            "seed": self.values["seed"],
+            "folder": self.output_dir,
+            "evaluate": (lambda _: self._evaluation()) if self.eval_examples and self.values["eval_steps"] else None,
+            "evaluate_every": self.values["eval_steps"],
+            "save_every": self.values["save_steps"],
+            "resume": resume,
+            "progress": self.values["progress"],
+        }
 
     def _session(self, models: Models) -> Session:
         values = self.values
-        rate = self.algorithm.learning_rate if values["learning_rate"] is None else values["learning_rate"]
-        updates = self.steps * (self._epochs_per_step() * self._updates_per_epoch() if self.rewards else 1)
-        rows, length = 2 if self.algorithm.kind in ("preference", "reward") else 1, values["max_seq_length"]
-        if self.rewards:
-            rows, length = self.group_size, self._longest_prompt() + values["max_new_tokens"]
+        updates = self.steps * (values["num_ppo_epochs"] * self._updates_per_epoch() if self.rewards else 1)
+        ratio = values["warmup_ratio"]
+        warmup = values["warmup_steps"] if ratio is None else math.ceil(ratio * updates)
+        half = torch.bfloat16 if values["bf16"] else None
+        # a model that no one samples from in training is not copied for it, nor one that is small already
+        is_whole = values["quantization"] is None and next(models.model.parameters()).dtype.itemsize > 2
         return Session(
             models.model,
             models.tokenizer,
             reference=models.reference,
             critic=models.critic,
-            optimizer=optimizer_of(models.model, models.critic, values, rate),
-            scheduler=scheduler_of(values["scheduler"], values["warmup_steps"], updates),
+            optimizer=optimizer_of(models.model, models.critic, values),
+            scheduler=scheduler_of(values["scheduler"], warmup, updates),
             max_grad_norm=values["max_grad_norm"],
             temperature=values["temperature"],
-            micro_batch_tokens=values["batch_size"] * rows * length,
-            autocast_dtype=torch.bfloat16 if values["bf16"] else None,
+            micro_batch_tokens=values["batch_size"] * self._tokens_per_example(),
+            autocast_dtype=half,
+            sampling_dtype=half if self.rewards and is_whole else None,
             padding_free=values["padding_free"],
-            dropout=values["use_peft"] or values["peft_config"] is not None,
+            dropout=bool(adapter_modules(models.model.modules())),
             seed=values["seed"],
         )
 
-    def _longest_prompt(self) -> int:
-        return max((len(prompt.ids) for prompt in self.examples), default=0)
+    def _tokens_per_example(self) -> int:
+        """What an example, or a prompt with its completions, takes at most."""
+        if self.rewards:
+            longest = max((len(prompt.ids) for prompt in self.examples), default=0)
+            return self.group_size * (longest + self.values["max_new_tokens"])
+        most = self.values["max_seq_length"]
+        if most is None:
+            parts = (part for example in self.examples for part in (example, *vars(example).values()))
+            most = max((len(part.input_ids) for part in parts if isinstance(part, Tokens)), default=1)
+        return most * (2 if self.algorithm.kind in ("preference", "reward") else 1)
 
     def _number_of_steps(self) -> int:
-        values = self.values
-        check_count(WHO, "batch_size", values["batch_size"])
-        check_count(WHO, "gradient_accumulation_steps", values["gradient_accumulation_steps"])
-        check_range(WHO, "num_epochs", values["num_epochs"], 0, open_low=True)
-        if values["max_steps"] is not None:
-            check_count(WHO, "max_steps", values["max_steps"])
-            return values["max_steps"]
-        return max(math.ceil(values["num_epochs"] * len(self.examples) / self.examples_per_update), 1)
-
-    def _epochs_per_step(self) -> int:
-        return self.values.get("num_ppo_epochs") or (4 if self.algorithm.kind == "critic" else 1)
+        if self.values["max_steps"] is not None:
+            return self.values["max_steps"]
+        return max(math.ceil(self.values["num_epochs"] * len(self.examples) / self.examples_per_update), 1)
 
     def _updates_per_epoch(self) -> int:
-        size, completions = self.values.get("mini_batch_size"), self.examples_per_update * self.group_size
-        if size is None:
-            return 1
-        check_count(WHO, "mini_batch_size", size)
-        if completions % size:
-            raise ValueError(
-                f"{WHO}: mini_batch_size={size} must divide the {completions} completions of a step (batch_size x "
-                "gradient_accumulation_steps x group_size)"
-            )
-        return completions // size
+        size = self.values["mini_batch_size"]
+        return 1 if size is None else self.examples_per_update * self.group_size // size
 
     def _evaluation(self, examples: Sequence[Any] | None = None) -> dict[str, float]:
         examples = self.eval_examples if examples is None else examples
@@ -217,9 +218,3 @@ class Trainer:
             self.session, examples, self.rewards, self.values["max_new_tokens"], self.values["seed"]
         )
         return {"eval/reward": float(scores.total.mean())} | {f"eval/{k}": mean for k, mean in scores.means.items()}
-
-
-def _only_split(source: Any, split: str) -> str:
-    """The split of a source that has but one."""
-    splits = list(source) if type(source).__name__ == "DatasetDict" else []
-    return splits[0] if len(splits) == 1 else split

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from rlloss._checks import check_choice, check_count, nearest
 from rlloss.adapters.trl.words import ELSEWHERE, checked_elsewhere
-from rlloss.trainer.algorithms import algorithm_named
+from rlloss.trainer.algorithms import advantages_of, algorithm_named, loss_of
 from rlloss.trainer.parameters import PARAMETERS, parsed
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SFTConfig",
 ]
 
+_TIMES = "gradient_accumulation_steps"
 _OF_TRL = {"gradient_checkpointing": "use_gradient_checkpointing"}
 _OURS = {spelling: p.name for p in PARAMETERS for spelling in (p.name, *p.also)} | _OF_TRL
 _OF_ALL = {
@@ -47,12 +48,20 @@ class Config:
             other = given.setdefault(self._ours(word), word)
             if other != word:
                 raise ValueError(f"{who}: {other} and {word} are one parameter; give one")
-        settings = (*_OF_ALL.items(), *self.defaults.items(), *words.items())
-        vars(self).update({self._ours(word): (word, value) for word, value in settings}.values())
+        defaults = _OF_ALL | self.defaults
+        settings = {self._ours(word): (word, value) for word, value in (*defaults.items(), *words.items())}
+        vars(self).update(settings.values())
         self._check_known()
+        kept = {*map(self._ours, defaults), *ELSEWHERE}
+        for word in [word for word, x in words.items() if x is None and self._ours(word) not in kept]:
+            delattr(self, word)  # TRL's own default of many words
+        self._given = frozenset(given)
         for line in checked_elsewhere(who, {word: x for word, x in words.items() if word in ELSEWHERE}):
             print(line)
-        parsed(algorithm_named(self.algorithm), self.parameters())
+        algorithm = algorithm_named(self.algorithm)
+        values, of_loss = parsed(algorithm, self.parameters())
+        loss_of(algorithm, values, of_loss)
+        advantages_of(algorithm, values)
 
     @property
     def algorithm(self) -> str:
@@ -62,10 +71,19 @@ class Config:
     def parameters(self) -> dict[str, Any]:
         """What `create_rl_trainer` is given beside the algorithm."""
         aside = {*ELSEWHERE, "loss_type"}
-        return {self._ours(word): value for word, value in vars(self).items() if word not in aside}
+        ours = {self._ours(word): value for word, value in self._words().items() if word not in aside}
+        strategies = {vars(self).get(word) for word in ("eval_strategy", "evaluation_strategy")}
+        if "no" in strategies:
+            ours.pop("eval_steps", None)
+        elif "steps" in strategies and ours.get("eval_steps") is None:
+            raise ValueError(f"{type(self).__name__}: eval_strategy='steps' needs eval_steps; TRL takes logging_steps")
+        return ours
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{word}={value!r}' for word, value in vars(self).items())})"
+        return f"{type(self).__name__}({', '.join(f'{word}={value!r}' for word, value in self._words().items())})"
+
+    def _words(self) -> dict[str, Any]:
+        return {word: value for word, value in vars(self).items() if not word.startswith("_")}
 
     def _ours(self, word: str) -> str:
         return self.spellings.get(word) or _OURS.get(word, word)
@@ -74,7 +92,7 @@ class Config:
         algorithm = algorithm_named(self.algorithm)
         own = {spelling for p in PARAMETERS if algorithm.kind in p.kinds for spelling in (p.name, *p.also)}
         known = {*own, *_OF_TRL, *self.spellings, *self.defaults, *algorithm.hyperparameters, *ELSEWHERE}
-        for word in vars(self):
+        for word in self._words():
             if word not in known and word not in _OURS:
                 raise ValueError(
                     f"{type(self).__name__}: unknown keyword {word!r}{nearest(word, known)}; docs/trainer.md lists "
@@ -87,12 +105,20 @@ class SFTConfig(Config):
 
     >>> SFTConfig(save_step=10)
     Traceback (most recent call last):
-    ValueError: SFTConfig: unknown keyword 'save_step'; did you mean 'save_steps' or 'max_steps' or 'eval_steps'?; \
+    ValueError: SFTConfig: unknown keyword 'save_step'; did you mean 'save_steps' or 'save_strategy' or 'max_steps'?; \
 docs/trainer.md lists the parameters of 'sft'
     """
 
     name = "sft"
-    defaults: ClassVar = {"learning_rate": 2e-5, "max_length": 1024}
+    defaults: ClassVar = {"learning_rate": 2e-5, "max_length": 1024, "dataset_text_field": "text"}
+
+    def parameters(self) -> dict[str, Any]:
+        """With the column that holds the text."""
+        ours = super().parameters()
+        text = ours.pop("dataset_text_field")
+        if text != "text":
+            ours["column_mapping"] = {**(ours.get("column_mapping") or {}), "text": text}
+        return ours
 
 
 class DPOConfig(Config):
@@ -100,6 +126,11 @@ class DPOConfig(Config):
 
     name = "dpo"
     defaults: ClassVar = {"learning_rate": 1e-6, "beta": 0.1, "max_length": 1024, "loss_type": "sigmoid"}
+
+    def parameters(self) -> dict[str, Any]:
+        """With IPO's margin as a mean per token, which is TRL's reading of it."""
+        means = {"length_normalized": True} if self.algorithm == "ipo" else {}
+        return means | super().parameters()
 
 
 class RewardConfig(Config):
@@ -175,11 +206,13 @@ class GRPOConfig(Config):
     spellings: ClassVar = {"epsilon": "clip_eps_low", "epsilon_high": "clip_eps_high"}
 
     def parameters(self) -> dict[str, Any]:
-        """With prompts per update, and both sides of the clip."""
+        """With prompts per update, both sides of the clip, and what scales rewards."""
         check_choice("GRPOConfig", "loss_type", vars(self)["loss_type"], ("grpo", "dr_grpo", "dapo"))
         ours = super().parameters()
         if ours["clip_eps_high"] is None:
             ours["clip_eps_high"] = ours["clip_eps_low"]
+        if isinstance(ours.get("scale_rewards"), bool):
+            ours["scale_rewards"] = "group" if ours["scale_rewards"] else "none"
         group, rows, times = ours["group_size"], ours["batch_size"], ours.get("gradient_accumulation_steps", 1)
         for name, number in {"num_generations": group, "per_device_train_batch_size": rows}.items():
             check_count("GRPOConfig", name, number)
@@ -219,11 +252,13 @@ class PPOConfig(Config):
     def parameters(self) -> dict[str, Any]:
         """With the answers that are in memory at once."""
         ours = super().parameters()
-        if ours.get("kl_coef") is not None:  # a fixed one, in place of the controller
-            del ours["init_kl_coef"], ours["target_kl"]
-        batch, part = ours["batch_size"], ours["mini_batch_size"] or ours["batch_size"]
-        times = ours.pop("gradient_accumulation_steps", 1)
-        counts = {"batch_size": batch, "mini_batch_size": part, "gradient_accumulation_steps": times}
+        if ours.get("kl_coef") is not None or ours.get("beta") is not None:
+            for word in ("init_kl_coef", "target_kl"):  # a default controller makes room for a fixed weight
+                if word not in self._given and ours[word] == self.defaults[word]:
+                    del ours[word]
+        batch, part, times = (ours.pop(name, 1) for name in ("batch_size", "mini_batch_size", _TIMES))
+        part = batch if part is None else part
+        counts = {"batch_size": batch, "mini_batch_size": part, _TIMES: times, "ppo_epochs": ours["num_ppo_epochs"]}
         for name, number in counts.items():
             check_count("PPOConfig", name, number)
         if batch % (part * times):

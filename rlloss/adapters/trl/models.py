@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,7 +15,6 @@ from rlloss.trainer.models import device_of
 
 __all__ = [
     "AutoModelForCausalLMWithValueHead",
-    "half_precision",
     "on_device",
     "one_of",
     "reward_of",
@@ -102,11 +100,6 @@ def scalar_model_of(who: str, model: Any, tokenizer: Any) -> Any:
     scalar = ScalarModel(model, bias=head.bias is not None)
     scalar.head = head
     return scalar
-
-
-def half_precision(model: nn.Module) -> torch.dtype | None:
-    """The dtype of trainable parameters in 16 bits, if there are any."""
-    return next((p.dtype for p in model.parameters() if p.requires_grad and p.dtype.itemsize == 2), None)
 
 
 def _origin(model: Any) -> str:

@@ -16,7 +16,7 @@ from rlloss.adapters.trl.configs import (
     RewardConfig,
     SFTConfig,
 )
-from rlloss.adapters.trl.models import half_precision, on_device, one_of, reward_of, scalar_model_of, tokenizer_of
+from rlloss.adapters.trl.models import on_device, one_of, reward_of, scalar_model_of, tokenizer_of
 from rlloss.loop.session import Session
 from rlloss.trainer import Trainer, create_rl_trainer
 
@@ -64,26 +64,25 @@ class Run:
         parameters: Mapping[str, Any] | None = None,
         **words: Any,
     ) -> None:
+        words = {name: x for name, x in words.items() if x is not None}  # such as callbacks=None
         self.args = self._config(one_of("args", args, "config", config), words)
+        settings = self.args.parameters()
+        has_eval = eval_dataset is not None or settings.get("eval_dataset") is not None or settings["eval_fraction"]
+        if not has_eval and settings.pop("eval_steps", None) is not None:
+            print(f"{type(self).__name__}: eval_steps is left aside, for want of an eval_dataset")
         given = {"eval_dataset": eval_dataset, "peft_config": peft_config, **(parameters or {})}
         self.trainer: Trainer = create_rl_trainer(
             on_device(model),
             one_of("train_dataset", train_dataset, "dataset", dataset),
             self.args.algorithm,
             tokenizer=tokenizer_of(model, processing_class, tokenizer),
-            **self.args.parameters(),
+            **settings,
             **{name: x for name, x in given.items() if x is not None},
         )
-        dtype = half_precision(self.session.model)
-        if dtype is not None:
-            print(
-                f"{type(self).__name__}: the weights are {dtype}, in which small updates are rounded away; load them "
-                "in float32 (bf16=True still runs the forward passes in bfloat16), or train adapters"
-            )
 
-    def train(self) -> list[dict[str, float]]:
+    def train(self, resume_from_checkpoint: bool | str | Path | None = None) -> list[dict[str, float]]:
         """Trains, and returns the numbers of every step; they stand in `output_dir`/metrics.jsonl too."""
-        return self.trainer.train()
+        return self.trainer.train(resume=resume_from_checkpoint)
 
     def evaluate(self, eval_dataset: Any = None) -> dict[str, float]:
         """Loss and metrics on held-out rows, or their mean reward."""
