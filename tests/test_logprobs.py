@@ -565,12 +565,12 @@ def test_masked_rows_and_rows_without_gradient_are_never_read(entry, monkeypatch
         stats, leaf = token_logprobs(logits, ids, **keywords), logits
     else:
         stats, leaf = linear_logprobs(hidden, weight, ids, **keywords), hidden
-    assert read == list(range(9))
+    assert sorted(read) == list(range(9))
     read.clear()
     weights = torch.zeros(12)
     weights[[2, 10]] = 1.0
     ((stats.logprobs * weights).sum() + stats.entropy[5]).backward()
-    assert read == [2, 5]
+    assert sorted(read) == [2, 5]
     assert leaf.grad.abs().amax(1).nonzero().flatten().tolist() == [2, 5]
 
 

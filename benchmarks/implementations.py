@@ -1,0 +1,176 @@
+"""Ours and what PyTorch alone offers. A builder gets a case and its tensors, and returns the call that is measured."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import exact
+import plain
+import torch
+import torch.nn.functional as F
+from cases import TOKEN_BYTES, Case
+from inputs import Inputs
+from torch import Tensor
+
+import rlloss
+
+Call = Callable[[], tuple[Tensor, ...]]
+
+
+class UnavailableError(Exception):
+    """Why an implementation cannot run here."""
+
+
+class Implementation(NamedTuple):
+    """One way to compute a kind of case. It returns per-token outputs, or their scalar product with the upstream."""
+
+    build: Callable[[Case, Inputs], Call]
+    gives_entropy: bool = True
+    compiles: bool = False  # its first call compiles
+    dense: bool = False  # takes every token's upstream gradient, also where the case has few
+    rounds: int | None = None  # at most so many: it is very slow
+
+
+def ours_logits(case: Case, x: Inputs) -> Call:
+    return lambda: _outputs(case, rlloss.token_logprobs(x.logits, x.ids, outputs=case.outputs))
+
+
+def ours_head(case: Case, x: Inputs) -> Call:
+    options = {}
+    if case.cached:
+        _need(rlloss.linear_logprobs, "cache_bytes")
+        options["cache_bytes"] = case.tokens * case.vocabulary * TOKEN_BYTES["float32"]
+    return lambda: _outputs(case, rlloss.linear_logprobs(x.hidden, x.weight, x.ids, outputs=case.outputs, **options))
+
+
+def ours_recomputing(case: Case, x: Inputs) -> Call:
+    return ours_head(replace(case, cached=False), x)
+
+
+def ours_grpo(case: Case, x: Inputs) -> Call:
+    loss, mask = rlloss.GRPOLoss(), torch.ones(case.rows, case.tokens // case.rows, dtype=torch.bool)
+
+    def call() -> tuple[Tensor, ...]:
+        logprobs = rlloss.linear_logprobs(x.hidden, x.weight, x.ids).logprobs.view(mask.shape)
+        return (loss(logprobs, x.old_logprobs.view(mask.shape), x.advantages, mask).loss,)
+
+    return call
+
+
+def ours_dpo(case: Case, x: Inputs) -> Call:
+    loss = rlloss.DPOLoss(beta=0.1, reference_free=True)
+    mask = torch.ones(case.rows, case.tokens // case.rows, dtype=torch.bool)
+
+    def call() -> tuple[Tensor, ...]:
+        logprobs = rlloss.linear_logprobs(x.hidden, x.weight, x.ids).logprobs.view(mask.shape)
+        chosen, rejected = rlloss.sequence_logps(logprobs, mask).chunk(2)
+        return (loss(chosen, rejected).loss,)
+
+    return call
+
+
+def ours_kl(case: Case, x: Inputs) -> Call:
+    divergences = getattr(rlloss, "linear_divergences", None)
+    if divergences is None:
+        raise UnavailableError("rlloss has no linear_divergences")
+    heads = (x.hidden, x.weight, x.ref_hidden, x.ref_weight)
+    return lambda: (divergences(*heads, outputs=("forward_kl",)).forward_kl,)
+
+
+def ours_gae(case: Case, x: Inputs) -> Call:
+    mask = torch.ones_like(x.values, dtype=torch.bool)
+    return lambda: (rlloss.gae(x.rewards, x.values, mask, exact.GAMMA, exact.GAE_LAMBDA)[0],)
+
+
+def naive_gae(case: Case, x: Inputs) -> Call:
+    return lambda: (plain.gae(x.rewards, x.values, exact.GAMMA, exact.GAE_LAMBDA),)
+
+
+def naive(case: Case, x: Inputs) -> Call:
+    if case.kind == "logits":
+        return lambda: plain.log_softmax_statistics(x.logits, x.ids, case.entropy)
+    return lambda: plain.log_softmax_statistics(x.hidden @ x.weight.t(), x.ids, case.entropy)
+
+
+def naive_loss(case: Case, x: Inputs) -> Call:
+    def call() -> tuple[Tensor, ...]:
+        (logprobs,) = plain.log_softmax_statistics(x.hidden @ x.weight.t(), x.ids, False)
+        rows = logprobs.view(case.rows, -1)
+        if case.kind == "dpo":
+            return (plain.dpo_loss(rows),)
+        return (plain.grpo_loss(rows, x.old_logprobs.view_as(rows), x.advantages),)
+
+    return call
+
+
+def naive_kl(case: Case, x: Inputs) -> Call:
+    def call() -> tuple[Tensor, ...]:
+        student = F.log_softmax((x.hidden @ x.weight.t()).float(), -1)
+        teacher = F.log_softmax((x.ref_hidden @ x.ref_weight.t()).float(), -1)
+        return ((teacher.exp() * (teacher - student)).sum(-1),)
+
+    return call
+
+
+def compiled(case: Case, x: Inputs) -> Call:
+    return torch.compile(naive(case, x), dynamic=False)
+
+
+def cross_entropy(case: Case, x: Inputs) -> Call:
+    def call() -> tuple[Tensor, ...]:
+        logits = x.hidden @ x.weight.t() if x.logits is None else x.logits
+        return (-F.cross_entropy(logits.float(), x.ids, reduction="none"),)
+
+    return call
+
+
+def linear_cross_entropy(case: Case, x: Inputs) -> Call:
+    if not hasattr(F, "linear_cross_entropy"):
+        raise UnavailableError(f"torch {torch.__version__} has no linear_cross_entropy")
+    options = torch.nn.LinearCrossEntropyOptions()  # without them it makes the logits
+    return lambda: (-F.linear_cross_entropy(x.hidden, x.weight, x.ids, reduction="none", options=options),)
+
+
+def _outputs(case: Case, stats: rlloss.TokenStats) -> tuple[Tensor, ...]:
+    return tuple(getattr(stats, name) for name in case.outputs)
+
+
+def _need(function: Callable, argument: str) -> None:
+    if argument not in inspect.signature(function).parameters:
+        raise UnavailableError(f"rlloss.{function.__name__} has no {argument}")
+
+
+LOGITS = {
+    "ours": Implementation(ours_logits),
+    "naive": Implementation(naive),
+    "cross_entropy": Implementation(cross_entropy, gives_entropy=False),
+    "compiled": Implementation(compiled, compiles=True),
+}
+HEAD = {
+    "ours": Implementation(ours_head),
+    "naive": Implementation(naive),
+    "cross_entropy": Implementation(cross_entropy, gives_entropy=False),
+    "compiled": Implementation(compiled, compiles=True),
+    "linear_cross_entropy": Implementation(linear_cross_entropy, gives_entropy=False, rounds=1),
+}
+LOSSES = {
+    "grpo": {"ours": Implementation(ours_grpo), "naive": Implementation(naive_loss)},
+    "dpo": {"ours": Implementation(ours_dpo), "naive": Implementation(naive_loss)},
+    "kl": {"ours": Implementation(ours_kl), "naive": Implementation(naive_kl)},
+    "gae": {"ours": Implementation(ours_gae), "naive": Implementation(naive_gae)},
+}
+
+
+def from_torch(case: Case) -> dict[str, Implementation]:
+    """Ours first, then what needs nothing but PyTorch."""
+    if case.kind == "logits":
+        return LOGITS
+    if case.kind != "head":
+        return LOSSES[case.kind]
+    head = dict(HEAD)
+    if case.active < 1:
+        head["ours-dense"] = Implementation(ours_head, dense=True)
+    if case.cached:
+        head["ours-recomputing"] = Implementation(ours_recomputing)
+    return head
