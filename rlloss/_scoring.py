@@ -100,8 +100,8 @@ def check_scored(
         raise ValueError(f"{who}: ids must be int32 or int64, got {ids.dtype}")
     if ids.ndim not in (1, 2) or x.shape[:-1] != ids.shape or x.shape[-1] == 0:
         raise ValueError(
-            f"{who}: {name} must be [*ids.shape, {'V' if name.endswith('logits') else 'H'}] with ids [B, T] or [N], got "
-            f"{name} {list(x.shape)} and ids {list(ids.shape)}; row i is scored against ids[i], and rlloss.shift "
+            f"{who}: {name} must be [*ids.shape, {'V' if name.endswith('logits') else 'H'}] with ids [B, T] or [N], "
+            f"got {name} {list(x.shape)} and ids {list(ids.shape)}; row i is scored against ids[i], and rlloss.shift "
             "aligns them"
         )
     check_device(who, "ids", ids, name, x)
