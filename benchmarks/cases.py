@@ -78,6 +78,7 @@ def every_case() -> list[Case]:
         Case("head-bf16-active50", "head", "bfloat16", active=0.5),
         Case("head-bf16-active10", "head", "bfloat16", active=0.1),
         Case("head-fp32-cache", "head", cached=True),
+        Case("head-bf16-cache", "head", "bfloat16", cached=True),
         Case("grpo-bf16", "grpo", "bfloat16"),
         Case("dpo-bf16", "dpo", "bfloat16"),
         Case("kl-fp32", "kl"),
