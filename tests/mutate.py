@@ -46,7 +46,7 @@ ELSEWHERE |= {
     "report",
     "rewards",
 }
-ELSEWHERE |= {"sampling", "scalar", "shapes", "signal", "trainer", "trl", "truncation", "two"}
+ELSEWHERE |= {"sampling", "scalar", "shapes", "signal", "trainer", "trl", "truncation", "two", "workers"}
 
 
 def _tests(*patterns: str) -> list[str]:
