@@ -442,7 +442,7 @@ def test_bits_reach_the_loader(make, monkeypatch, name):
         raise LoadedError
 
     monkeypatch.setattr(models, "needs_package", lambda *_: None)
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
     with pytest.raises(LoadedError):
         make("dpo", **{name: {"load_in_8bit": True}}, **(LORA if name == "quantization" else {}))
     assert seen[0].load_in_8bit is True
@@ -952,9 +952,7 @@ def test_a_mistake_teaches(make, algorithm, parameters, message):
     ],
 )
 def test_nothing_is_loaded_for_a_mistake(make, monkeypatch, algorithm, parameters):
-    from rlloss.trainer import models
-
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", None)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", None)
     with pytest.raises(ValueError):  # noqa: PT011 (each has its message above)
         make(algorithm, **parameters)
 

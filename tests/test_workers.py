@@ -37,7 +37,7 @@ def test_every_part_has_a_thread_with_one_core_and_no_gradients(threads):
     in_parallel(work, range(threads))
     assert len({ident for ident, _, _ in seen.values()}) == threads
     if threads > 1:
-        assert all((cores, grad) == (1, False) for _, cores, grad in seen.values())
+        assert {(cores, grad) for _, cores, grad in seen.values()} == {(1, False)}
     assert torch.get_num_threads() == threads == worker_count(torch.device("cpu"))
     assert worker_count(torch.device("meta")) == 1
     found = []

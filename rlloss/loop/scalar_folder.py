@@ -6,11 +6,11 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
 
+from rlloss.loop.pretrained import load_causal_lm
 from rlloss.scalar import ScalarModel
 
-__all__ = ["load_scalar_model", "save_scalar_model"]
+__all__ = ["holds_scalar_model", "load_scalar_model", "save_scalar_model"]
 
 _HEAD = "scalar_head.safetensors"
 
@@ -26,6 +26,11 @@ def save_scalar_model(model: ScalarModel, folder: str | Path) -> Path:
     return Path(folder)
 
 
+def holds_scalar_model(folder: str | Path) -> bool:
+    """Whether a folder is one that `save_scalar_model` wrote."""
+    return (Path(folder) / _HEAD).exists()
+
+
 def load_scalar_model(folder: str | Path, **options: Any) -> ScalarModel:
     """Reads what `save_scalar_model` wrote.
 
@@ -33,13 +38,12 @@ def load_scalar_model(folder: str | Path, **options: Any) -> ScalarModel:
         folder: Holds config.json, the backbone's safetensors and scalar_head.safetensors.
         **options: Of `AutoModelForCausalLM.from_pretrained`, such as `dtype`; the head is float32 at least.
     """
-    path = Path(folder) / _HEAD
-    if not path.exists():
+    if not holds_scalar_model(folder):
         raise ValueError(
             f"load_scalar_model: {folder} has no {_HEAD}, which Session.save_model writes of a ScalarModel"
         )
-    head = load_file(path)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    head = load_file(Path(folder) / _HEAD)
+    loaded = load_causal_lm(folder, output_loading_info=True, **options)
     model, info = ScalarModel(loaded[0], bias="bias" in head), loaded[1]
     known = {name for name, _ in model.backbone.named_parameters()}
     missing = sorted(name for name in info["missing_keys"] if name.split(".", 1)[-1] in known or name in known)

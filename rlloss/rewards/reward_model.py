@@ -1,6 +1,5 @@
 """A trained reward model as a reward function."""
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rlloss._checks import check_count, check_flag, nearest
+from rlloss._checks import check_count, check_flag
 from rlloss.rewards.readers import reader_of
 from rlloss.rewards.reward import Columns, Reward
 
@@ -61,14 +60,12 @@ class RewardModel(Reward):
                 f"{_WHO}: needs a model, got None; pass get_reward('reward_model', model='folder or hub name') or a "
                 "loaded one with its tokenizer"
             )
-        if isinstance(model, nn.Module) and tokenizer is None:
-            raise ValueError(f"{_WHO}: a loaded {type(model).__name__} needs its tokenizer, got None; pass tokenizer=")
         check_count(_WHO, "batch_size", batch_size)
         check_flag(_WHO, "append_eos", append_eos)
         if max_length is not None:
             check_count(_WHO, "max_length", max_length)
-        self.model: Any = _loaded(model, quantization, device).eval()
         self.tokenizer = _tokenizer(model) if tokenizer is None else tokenizer
+        self.model: Any = _loaded(model, quantization, device).eval()
         self.batch_size, self.label, self.append_eos, self.max_length = batch_size, label, append_eos, max_length
         self.quantization, self.device = quantization, None if device is None else str(device)
         self._reader = reader_of(self.model, self.tokenizer, label=label, append_eos=append_eos, max_length=max_length)
@@ -87,9 +84,11 @@ class RewardModel(Reward):
 
 
 def _tokenizer(source: str | Path | nn.Module) -> Any:
-    from transformers import AutoTokenizer
+    if isinstance(source, nn.Module):
+        raise ValueError(f"{_WHO}: a loaded {type(source).__name__} needs its tokenizer, got None; pass tokenizer=")
+    from rlloss.loop.pretrained import load_tokenizer
 
-    return AutoTokenizer.from_pretrained(source)
+    return load_tokenizer(source)
 
 
 def _loaded(
@@ -99,37 +98,29 @@ def _loaded(
         if quantization is not None:
             raise ValueError(f"{_WHO}: quantization is for a model that is loaded here; load yours quantised")
         return source if device is None else source.to(device)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    from rlloss.loop.pretrained import check_quantization, default_device, quantization_config
+
+    place = device or default_device()
     if quantization is None:
         return _from_folder(source, {}).to(place)
-    return _from_folder(source, {"quantization_config": _quantized(quantization), "device_map": {"": place}})
+    check_quantization(_WHO, quantization)
+    return _from_folder(source, {"quantization_config": quantization_config(quantization), "device_map": {"": place}})
 
 
 def _from_folder(source: str | Path, options: dict[str, Any]) -> nn.Module:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
+    from rlloss.loop.pretrained import architecture, load_classifier
     from rlloss.loop.scalar_folder import load_scalar_model
 
-    architectures = AutoConfig.from_pretrained(source).architectures or ["model of an unknown kind"]
-    if not any("SequenceClassification" in name for name in architectures):
+    kind = architecture(source)
+    if "SequenceClassification" not in kind:
         try:
             return load_scalar_model(source, **options)
         except ValueError as error:
-            raise ValueError(f"{_WHO}: {source} is a {architectures[0]}, no sequence classifier; {error}") from error
-    model, info = AutoModelForSequenceClassification.from_pretrained(source, output_loading_info=True, **options)
+            raise ValueError(f"{_WHO}: {source} is a {kind}, no sequence classifier; {error}") from error
+    model, info = load_classifier(source, **options)
     if info["missing_keys"]:
         raise ValueError(
             f"{_WHO}: {source} has no weights for {sorted(info['missing_keys'])}, which would be drawn at random; pass "
             "a model that was trained to score"
         )
     return model
-
-
-def _quantized(options: Mapping[str, Any]) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    known = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
-    for name in options:
-        if name not in known:  # transformers would drop it without a word
-            raise ValueError(f"{_WHO}: quantization has no option {name!r}{nearest(name, known)}; known: {known}")
-    return BitsAndBytesConfig(**options)

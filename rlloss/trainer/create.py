@@ -1,9 +1,8 @@
 """`create_rl_trainer`: a run from a model's name, a dataset's name and an algorithm's."""
 
 import random
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,15 +16,12 @@ from rlloss.trainer.rewards import reward_functions, rewards_of
 from rlloss.trainer.rows import data_of
 from rlloss.trainer.trainer import Trainer
 
-if TYPE_CHECKING:
-    import datasets
-
 __all__ = ["create_rl_trainer"]
 
 
 def create_rl_trainer(
     model_name: str | Path | nn.Module,
-    dataset_name: "str | Path | Sequence[Mapping[str, Any]] | datasets.Dataset | datasets.DatasetDict | None" = None,
+    dataset_name: Any = None,
     algorithm: str = "dpo",
     *,
     tokenizer: Any = None,

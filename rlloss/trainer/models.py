@@ -2,7 +2,6 @@
 
 import copy
 import importlib.util
-import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +9,20 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlloss._checks import nearest
+from rlloss.loop.frozen import frozen_copy
 from rlloss.loop.peft import WithoutAdapters
-from rlloss.loop.session import frozen_copy
+from rlloss.loop.pretrained import (
+    check_quantization,
+    default_device,
+    load_causal_lm,
+    load_tokenizer,
+    quantization_config,
+)
 from rlloss.scalar import ScalarModel
 from rlloss.trainer.algorithms import WHO, Algorithm
 
-__all__ = ["Models", "bits_and_bytes", "check_models", "device_of", "load_models", "loaded_tokenizer", "needs_package"]
+__all__ = ["Models", "bits_and_bytes", "check_models", "load_models", "loaded_tokenizer", "needs_package"]
 
 
 @dataclass
@@ -54,9 +58,11 @@ def check_models(source: str | Path | nn.Module, values: Mapping[str, Any]) -> N
 
 def loaded_tokenizer(source: str | Path | nn.Module, tokenizer: Any) -> Any:
     """The tokenizer that was given, or that of the model's folder."""
-    if tokenizer is None and isinstance(source, nn.Module):
+    if tokenizer is not None:
+        return tokenizer
+    if isinstance(source, nn.Module):
         raise ValueError(f"{WHO}: a loaded {type(source).__name__} needs its tokenizer, got None; pass tokenizer=")
-    return AutoTokenizer.from_pretrained(source) if tokenizer is None else tokenizer
+    return load_tokenizer(source)
 
 
 def load_models(
@@ -99,21 +105,11 @@ def _critic(model: Any, values: Mapping[str, Any]) -> ScalarModel:
     return values["critic"]
 
 
-def device_of() -> torch.device:
-    """Where models that are loaded here go."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def bits_and_bytes(options: Mapping[str, Any]) -> Any:
     """`{"load_in_4bit": True}` and other options of transformers' BitsAndBytesConfig, whose words are checked."""
-    from transformers import BitsAndBytesConfig
-
-    known = [name for name in inspect.signature(BitsAndBytesConfig).parameters if name != "kwargs"]
-    for name in options:
-        if name not in known:  # transformers would drop it without a word
-            raise ValueError(f"{WHO}: quantization has no option {name!r}{nearest(name, known)}; known: {known}")
+    check_quantization(WHO, options)
     needs_package("bitsandbytes", f"quantization={dict(options)}", "quantization")
-    return BitsAndBytesConfig(**options)
+    return quantization_config(options)
 
 
 def needs_package(package: str, parameter: str, extra: str) -> None:
@@ -129,10 +125,9 @@ def _language_model(
         return source
     options: dict[str, Any] = {"dtype": _dtype(dtype)}
     if quantization:
-        options |= {"quantization_config": bits_and_bytes(quantization), "device_map": {"": device_of()}}
-        return AutoModelForCausalLM.from_pretrained(source, **options)
-    model: Any = AutoModelForCausalLM.from_pretrained(source, **options)
-    return model.to(device_of())
+        options |= {"quantization_config": bits_and_bytes(quantization), "device_map": {"": default_device()}}
+        return load_causal_lm(source, **options)
+    return load_causal_lm(source, **options).to(default_device())
 
 
 def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlloss.loop.batch import Batch, collate
 from rlloss.loop.data import Tokens
+from rlloss.loop.frozen import frozen_copy
+from rlloss.loop.pretrained import default_device, load_causal_lm, load_tokenizer
 from rlloss.loop.rewards import RewardFunction, Rewards
 from rlloss.loop.scalar_folder import save_scalar_model
-from rlloss.loop.session import Session, frozen_copy
+from rlloss.loop.session import Session
 from rlloss.losses.value import ValueLoss
 from rlloss.rewards.registry import get_reward
 from rlloss.rewards.reward_model import RewardModel
 from rlloss.scalar import ScalarModel
 from rlloss.trainer.algorithms import WHO
-from rlloss.trainer.models import Models, device_of
+from rlloss.trainer.models import Models
 
 __all__ = ["reward_functions", "rewards_of"]
 
@@ -100,15 +101,14 @@ def _trained(values: Mapping[str, Any], models: Models) -> Path:
     """The folder of a regression head on a causal LM that has learned what the reward functions say of the texts."""
     texts: Sequence[str] = values["reward_training_texts"]
     base = values["reward_training_base_model"]
-    tokenizer = AutoTokenizer.from_pretrained(base)
+    tokenizer = load_tokenizer(base)
     functions = [_function(f, models) for f in values["reward_functions"]]
     rewards = Rewards(functions, values["reward_function_weights"])
     ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     longest = values["max_seq_length"] or _LONGEST_TEXT
     targets = rewards([""] * len(texts), texts, {"completion_ids": ids}).total
     torch.manual_seed(values["seed"])
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = model.to(device_of())
+    model = load_causal_lm(base, dtype=torch.float32).to(default_device())
     critic = ScalarModel(model)
     session = Session(model, tokenizer, critic=critic, learning_rate=1e-5, critic_learning_rate=1e-3)
     order = random.Random(values["seed"])

@@ -2,20 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from rlloss.loop.data import completions, pairs, prompts
 from rlloss.loop.dialogues import ASSISTANT
 from rlloss.loop.labelled import labelled
 from rlloss.loop.rows import load_rows
+from rlloss.loop.splits import eval_split
 from rlloss.loop.truncation import NothingTrainedError
 from rlloss.trainer.algorithms import WHO, Algorithm
-from rlloss.trainer.splits import eval_split
-
-if TYPE_CHECKING:
-    import datasets
 
 __all__ = ["Data", "data_of", "eval_examples_of"]
+
+Rows = Any  # a datasets.Dataset, which the loop alone imports
 
 
 class Data(NamedTuple):
@@ -81,7 +80,7 @@ def eval_examples_of(
     return examples
 
 
-def _limited(rows: "datasets.Dataset", values: Mapping[str, Any]) -> "datasets.Dataset":
+def _limited(rows: Rows, values: Mapping[str, Any]) -> Rows:
     if values["percent"] is not None:
         rows = rows.select(range(math.ceil(len(rows) * values["percent"] / 100)))
     if values["max_samples"] is not None:
@@ -89,9 +88,7 @@ def _limited(rows: "datasets.Dataset", values: Mapping[str, Any]) -> "datasets.D
     return rows
 
 
-def _held_out(
-    rows: "datasets.Dataset", fraction: float, seed: int
-) -> "tuple[datasets.Dataset, datasets.Dataset | None]":
+def _held_out(rows: Rows, fraction: float, seed: int) -> tuple[Rows, Rows | None]:
     """What is trained on and what `evaluate()` is about: a random part, of one row at least, or None."""
     number = math.ceil(len(rows) * fraction)
     if number == 0 or len(rows) < 2:
@@ -100,9 +97,7 @@ def _held_out(
     return shuffled.select(range(number, len(rows))), shuffled.select(range(number))
 
 
-def _examples(
-    algorithm: Algorithm, rows: "datasets.Dataset", tokenizer: Any, values: Mapping[str, Any]
-) -> tuple[Sequence[Any], int]:
+def _examples(algorithm: Algorithm, rows: Rows, tokenizer: Any, values: Mapping[str, Any]) -> tuple[Sequence[Any], int]:
     """Rows as the examples of the algorithm, and how many were left out, since the limits leave nothing to train."""
     limit, most = values["max_prompt_length"], values["max_seq_length"]
     if algorithm.kind in ("policy", "critic"):
@@ -120,7 +115,7 @@ def _examples(
         return make(kept, tokenizer, **limits), len(lost)
 
 
-def _answered(algorithm: Algorithm, rows: "datasets.Dataset") -> "datasets.Dataset":
+def _answered(algorithm: Algorithm, rows: Rows) -> Rows:
     """The rows that hold an answer to learn from; all of them where none does, for which their reader raises."""
     columns = _answer_columns(algorithm, rows.column_names)
     if not columns:
@@ -179,7 +174,7 @@ def _ours_from_theirs(mapping: Mapping[str, str], columns: Sequence[str]) -> dic
     return renames
 
 
-def _renamed(rows: "datasets.Dataset", columns: Mapping[str, str]) -> "datasets.Dataset":
+def _renamed(rows: Rows, columns: Mapping[str, str]) -> Rows:
     """With our names, where the rows do not have them already."""
     names = rows.column_names
     renames = {ours: theirs for ours, theirs in columns.items() if theirs in names or ours not in names}

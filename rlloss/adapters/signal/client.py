@@ -16,10 +16,11 @@ import torch
 
 from rlloss._checks import check_choice, check_count, check_range, nearest
 from rlloss.adapters.signal.given import copied, prompts_given
-from rlloss.adapters.signal.models import References, load_language_model, load_reward_model, load_tokenizer
+from rlloss.adapters.signal.models import References, load_language_model, load_reward_model
 from rlloss.adapters.signal.registry import prepared
 from rlloss.adapters.signal.run import Run
 from rlloss.loop.data import prompts as prompts_of_rows
+from rlloss.loop.pretrained import default_device, load_tokenizer
 from rlloss.loop.session import Session
 from rlloss.output import scalars
 from rlloss.scalar import ScalarModel
@@ -263,7 +264,7 @@ class Client:
             check_choice("create_run", "critic", critic, ("shared", "separate"))
         if reward_model and critic == "separate":
             raise ValueError("create_run: a reward model has no critic, got critic='separate'; leave it out")
-        place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        place = device or default_device()
         own = (load_reward_model if reward_model else load_language_model)(model, dtype=dtype).to(place)
         head = None
         if critic is not None and not reward_model:

@@ -6,10 +6,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlloss.loop.peft import WithoutAdapters
-from rlloss.loop.scalar_folder import load_scalar_model
+from rlloss.loop.pretrained import load_causal_lm
+from rlloss.loop.scalar_folder import holds_scalar_model, load_scalar_model
 from rlloss.loop.session import Session
 from rlloss.scalar import ScalarModel
 
@@ -20,35 +20,27 @@ __all__ = [
     "frozen_module",
     "load_language_model",
     "load_reward_model",
-    "load_tokenizer",
     "num_ids",
     "version_of",
 ]
 
 Version = tuple[str, tuple[tuple[str, int, int], ...]]
 
-_HEAD = "scalar_head.safetensors"  # what a reward model's folder holds beside its backbone
-
 
 def load_language_model(name: str | Path, **options: Any) -> nn.Module:
     """A causal LM from a folder or the hub."""
-    if (Path(name) / _HEAD).exists():
+    if holds_scalar_model(name):
         raise ValueError(
             f"{name} holds a reward model, which has no language-model head; pass create_run(..., reward_model=True)"
         )
-    return AutoModelForCausalLM.from_pretrained(name, **options)
+    return load_causal_lm(name, **options)
 
 
 def load_reward_model(name: str | Path, **options: Any) -> ScalarModel:
     """A reward model that was saved as one, or a new one on the backbone of a causal LM."""
-    if (Path(name) / _HEAD).exists():
+    if holds_scalar_model(name):
         return load_scalar_model(name, **options)
     return ScalarModel(load_language_model(name, **options), bias=False)
-
-
-def load_tokenizer(name: str | Path) -> Any:
-    """The tokenizer of a folder or hub name."""
-    return AutoTokenizer.from_pretrained(name)
 
 
 class References:

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlloss.loop.pretrained import default_device, load_causal_lm, load_tokenizer
 from rlloss.rewards.readers import DecoderReader, reader_of
 from rlloss.rewards.registry import get_reward, list_rewards
 from rlloss.rewards.reward_model import RewardModel
 from rlloss.scalar import ScalarModel
-from rlloss.trainer.models import device_of
 
 __all__ = [
     "AutoModelForCausalLMWithValueHead",
@@ -34,7 +33,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
     @classmethod
     def from_pretrained(cls, name: str | Path, **options: Any) -> "AutoModelForCausalLMWithValueHead":
         """Loads the causal LM by transformers' `from_pretrained`; the head is new, and starts at zero."""
-        return cls(AutoModelForCausalLM.from_pretrained(name, **options))
+        return cls(load_causal_lm(name, **options))
 
     @property
     def v_head(self) -> nn.Linear:
@@ -50,7 +49,7 @@ class AutoModelForCausalLMWithValueHead(nn.Module):
 def on_device(model: Any) -> Any:
     """A loaded model on the GPU where there is one, as TRL places it; quantised and dispatched ones stay."""
     is_placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
-    return model if is_placed or not isinstance(model, nn.Module) else model.to(device_of())
+    return model if is_placed or not isinstance(model, nn.Module) else model.to(default_device())
 
 
 def one_of(first: str, given: Any, second: str, other: Any) -> Any:
@@ -63,7 +62,7 @@ def one_of(first: str, given: Any, second: str, other: Any) -> Any:
 def tokenizer_of(model: Any, processing_class: Any, tokenizer: Any = None) -> Any:
     """The one that was given, or else that of the place where a loaded model comes from; None for a model's name."""
     given, name = one_of("processing_class", processing_class, "tokenizer", tokenizer), _origin(model)
-    return AutoTokenizer.from_pretrained(name) if given is None and name else given
+    return load_tokenizer(name) if given is None and name else given
 
 
 def reward_of(given: Any, tokenizer: Any = None) -> Callable[..., Any]:
