@@ -1,7 +1,7 @@
 """The losses that the laws are proved for: a new loss joins by one line in CASES, and so does a new option."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -356,6 +356,14 @@ CASES = [
     ),
     Case("aot", AOTLoss, unweighted_pairs, {"beta": 0.2}, aot),
 ]
+
+
+@pytest.fixture
+def threads_put_back() -> Iterator[None]:
+    """What a test sets as torch's number of threads is that test's alone."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -235,11 +235,11 @@ WRONG = [
 ]
 
 
+@pytest.mark.usefixtures("threads_put_back")
 @pytest.mark.parametrize(("wrong", "dtype", "what"), WRONG)
 def test_the_gate_stops_a_wrong_implementation(wrong, dtype, what, monkeypatch):
     jobs = module("jobs", monkeypatch)
     case = tiny("head", monkeypatch, dtype=dtype)
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)  # the job would change it for all tests to come
     assert jobs.timed(case, ("ours", "naive"), 1, 1)["failures"] == []
     right = rlloss.linear_logprobs
     monkeypatch.setattr(rlloss, "linear_logprobs", lambda *inputs, **options: wrong(right, *inputs, **options))
@@ -249,9 +249,9 @@ def test_the_gate_stops_a_wrong_implementation(wrong, dtype, what, monkeypatch):
     json.dumps(jobs.finite(record), allow_nan=False)
 
 
+@pytest.mark.usefixtures("threads_put_back")
 def test_a_peer_that_raises_is_left_out_and_ours_is_not(monkeypatch):
     jobs, peers = module("jobs", monkeypatch), module("peers", monkeypatch)
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
     def broken(*_, **__):
         raise RuntimeError("no such device\nand more")
@@ -265,10 +265,10 @@ def test_a_peer_that_raises_is_left_out_and_ours_is_not(monkeypatch):
         jobs.timed(tiny("head", monkeypatch), ("ours",), 1, 1)
 
 
+@pytest.mark.usefixtures("threads_put_back")
 @pytest.mark.parametrize(("factor", "what"), [(0.9, "outputs are off"), (1.0, "the gradient of hidden")])
 def test_a_peer_that_computes_something_else_is_left_out(factor, what, monkeypatch):
     jobs, peers = module("jobs", monkeypatch), module("peers", monkeypatch)
-    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
 
     def other(case, x):
         hidden = 2 * x.hidden.detach() - x.hidden  # its gradient is flipped

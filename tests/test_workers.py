@@ -11,11 +11,9 @@ import rlloss
 
 
 @pytest.fixture(params=[1, 2, 3])
-def threads(request):
-    before = torch.get_num_threads()
+def threads(request, threads_put_back):
     torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+    return request.param
 
 
 @pytest.mark.parametrize(("count", "workers"), [(0, 3), (1, 3), (3, 3), (7, 3), (8, 2), (2, 5)])
@@ -68,10 +66,9 @@ def results(seed=0):
 
 
 def test_the_number_of_threads_changes_no_result(threads):
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
     alone = results()
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
     for x, y in zip(results(), alone, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
     assert all(torch.equal(x, y) for x, y in zip(results(), results(), strict=True))
