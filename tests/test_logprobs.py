@@ -651,13 +651,27 @@ def test_nothing_of_the_size_of_the_logits_is_made(entry, layout, monkeypatch):
     assert len(large) == (1 if entry == "logits" else 0), large
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_autocast_changes_nothing(dtype):
-    hidden, weight, ids = inputs((7, 8), (101, 8), ((7,), 101), dtype=dtype)
+@pytest.mark.usefixtures("threads_put_back")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("entry", ["statistics", "kept ids", "two models"])
+def test_autocast_changes_nothing(entry, dtype, threads):
+    torch.set_num_threads(threads)
+    hidden, weight, ref_hidden, ref_weight, ids = inputs((7, 8), (101, 8), (7, 8), (101, 8), ((7,), 101), dtype=dtype)
 
     def run():
-        out = asked(linear_logprobs(hidden, weight, ids, outputs=STATISTICS))
-        return [*out, *torch.autograd.grad(out, (hidden, weight), list(upstream(ids, 5).float()))]
+        match entry:
+            case "statistics":
+                out = asked(linear_logprobs(hidden, weight, ids, outputs=STATISTICS))
+            case "kept ids":
+                out = [
+                    linear_logprobs(
+                        hidden, weight, torch.zeros_like(ids), kept_ids=torch.arange(5).expand(7, 5)
+                    ).logprobs
+                ]
+            case "two models":
+                out = [rlloss.linear_divergences(hidden, weight, ref_hidden, ref_weight).reverse_kl]
+        return [*out, *torch.autograd.grad(out, (hidden, weight), list(upstream(ids, 5).float())[: len(out)])]
 
     plain = run()
     with torch.autocast("cpu", dtype=torch.bfloat16):

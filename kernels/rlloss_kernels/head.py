@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rlloss_kernels.blocks import Scratch, Tokens, statistics_dtype
-from rlloss_kernels.statistics import target_place
+from rlloss_kernels.tile import Targets
 
 # a product this far above its offset is computed again: what stays below is rounded by at most 2^-10
 _RISE = 0.5
@@ -111,8 +111,7 @@ class Products:
         if offset is not None:
             z = scratch.tile("z", *raw.shape).copy_(raw).add_(offset[:, None])
         if self.ids is not None and self.target is not None:
-            place, here = target_place(self.ids - column, z.shape[1])
-            z.scatter_(1, place, torch.where(here, self.target[:, None], z.gather(1, place)))
+            Targets.of(self.ids, column, z.shape[1]).write(z, self.target)
         return self.head.finish(z, column)
 
     def centre(self, typical: Tensor, block: Tokens) -> Tensor:
@@ -130,8 +129,7 @@ class Products:
 
     def _largest_other(self, raw: Tensor, column: int) -> Tensor:
         if self.ids is not None:
-            place, here = target_place(self.ids - column, raw.shape[1])
-            raw.scatter_(1, place, torch.where(here, -torch.inf, raw.gather(1, place)))
+            Targets.of(self.ids, column, raw.shape[1]).write(raw, -torch.inf)
         return raw.amax(1).float()
 
 

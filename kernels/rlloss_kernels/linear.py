@@ -18,6 +18,7 @@ from rlloss_kernels.logits import no_statistics
 from rlloss_kernels.plan import Plan
 from rlloss_kernels.statistics import STATISTICS, OnlineSoftmax, State, gradient_rows
 from rlloss_kernels.sums import GradientSums, for_every_tile
+from rlloss_kernels.tile import without_autocast
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 __all__ = ["linear_statistics"]
@@ -55,6 +56,7 @@ def linear_statistics(
 
 
 @torch.library.custom_op("rlloss_kernels::linear_forward", mutates_args=())
+@without_autocast
 def _forward(
     hidden: Tensor,
     weight: Tensor,
@@ -111,6 +113,7 @@ def _forward(
 
 
 @torch.library.custom_op("rlloss_kernels::linear_backward", mutates_args=())
+@without_autocast
 def _backward(
     grad: Tensor,
     state: Tensor,

@@ -11,8 +11,12 @@ import torch
 from torch import Tensor
 
 from rlloss_kernels.blocks import Scratch
+from rlloss_kernels.tile import FAR, exp_
 
 DIVERGENCES = ("reverse_kl", "forward_kl", "renyi", "js", "entropy", "ref_entropy", "logprobs", "ref_logprobs")
+
+# where log p - log q is cut before it becomes p / q: what it changes has a weight below e^-80
+_FAR_APART = 80.0
 
 
 class PairState(NamedTuple):
@@ -48,7 +52,7 @@ class RunningMeans:
         shift = torch.maximum(self.shift, z.amax(1))
         growth = (self.shift - shift).exp()
         self.shift = shift
-        weight = z.sub_(shift[:, None]).exp_()
+        weight = exp_(z.sub_(shift[:, None]))
         self.mass = self.mass * growth + weight.sum(1)
         for name, value in values.items():
             total = weighted_sum(weight, value, scratch)
@@ -123,12 +127,10 @@ class MixtureSums:
 
     def absorb(self, s: Tensor, u: Tensor, scratch: Scratch) -> None:
         """Adds the next columns; overwrites both tiles."""
-        log_p, log_q = s.sub_(self.state.lse[:, None]), u.sub_(self.state.ref_lse[:, None])
-        log_m = log_mixture(log_p, log_q, self.orders.beta, scratch)
-        for name, log_x in (("policy", log_p), ("reference", log_q)):
-            weight = torch.exp(log_x, out=scratch.tile("weight", *s.shape))
-            total = weighted_sum(weight, log_x.sub_(log_m), scratch)
-            setattr(self, name, getattr(self, name) + total)
+        log_p, log_q = normalised(s, u, self.state)
+        apart, above = above_mixture(log_p, log_q, self.orders.beta, scratch)
+        self.policy += exp_(log_p).mul_(above).sum(1)
+        self.reference += exp_(log_q).mul_(above.sub_(apart)).sum(1)
 
     def close(self) -> tuple[Tensor, PairState]:
         """The divergence of Jensen and Shannon, and the state with the policy's distance to the mixture."""
@@ -151,45 +153,63 @@ class PairGradient(NamedTuple):
     def overwrite(self, s: Tensor, u: Tensor, scratch: Scratch) -> Tensor:
         """Turns logits `s` into their gradient, but for what a target adds; overwrites `u`."""
         state, grad, (alpha, beta) = self.state, self.grad, self.orders
-        dz = scratch.tile("dz", *s.shape).zero_()
-        if "renyi" in grad:
-            bridge = bridged(s, u, alpha, scratch).sub_(state.bridge[:, None]).exp_()
-            dz.addcmul_(bridge, (alpha / (alpha - 1) * grad["renyi"])[:, None])
-        # p (constant + slope), where slope is what depends on the column
-        constant = grad.get("forward_kl", 0) - alpha / (alpha - 1) * grad.get("renyi", 0) - grad.get("logprobs", 0)
-        slope = scratch.tile("slope_of_p", *s.shape).copy_(torch.as_tensor(constant, dtype=s.dtype).view(-1, 1))
+        constant, slope = self._constant(), scratch.tile("slope_of_p", *s.shape)
+        bridge = exp_(bridged(s, u, alpha, scratch).sub_(state.bridge[:, None])) if "renyi" in grad else None
+        log_p, log_q = normalised(s, u, state)
+        dz = slope.copy_(constant[:, None])  # over p, for now
         if "reverse_kl" in grad:
-            drift = torch.sub(s, u, out=scratch.tile("drift", *s.shape)).sub_(state.drift[:, None])
-            drift.masked_fill_((grad["reverse_kl"] == 0)[:, None], 0)  # it may be infinite
-            slope.addcmul_(drift, grad["reverse_kl"][:, None])
-        log_p, log_q = s.sub_(state.lse[:, None]), u.sub_(state.ref_lse[:, None])
+            apart = torch.sub(log_p, log_q, out=scratch.tile("drift", *s.shape))
+            dz.addcmul_(apart, grad["reverse_kl"][:, None])
         if "entropy" in grad:
-            surprise = torch.add(log_p, state.entropy[:, None], out=scratch.tile("drift", *s.shape))
-            slope.addcmul_(surprise, -grad["entropy"][:, None])
+            dz.addcmul_(log_p, -grad["entropy"][:, None])
         if "js" in grad:
-            far = log_mixture(log_p, log_q, beta, scratch).neg_().add_(log_p).sub_(state.to_mixture[:, None])
-            slope.addcmul_(far, ((1 - beta) * grad["js"])[:, None])
-        p = log_p.exp_()
-        dz.add_(slope.mul_(p).masked_fill_(p == 0, 0))
+            _, above = above_mixture(log_p, log_q, beta, scratch)
+            dz.addcmul_(above, ((1 - beta) * grad["js"])[:, None])
+        dz.mul_(exp_(log_p))
         if "forward_kl" in grad:
-            dz.addcmul_(log_q.exp_(), -grad["forward_kl"][:, None])
+            dz.addcmul_(exp_(log_q), -grad["forward_kl"][:, None])
+        if bridge is not None:
+            dz.addcmul_(bridge, (alpha / (alpha - 1) * grad["renyi"])[:, None])
         return dz
+
+    def _constant(self) -> Tensor:
+        """What every column's gradient over p has, [n]."""
+        state, grad, (alpha, beta) = self.state, self.grad, self.orders
+        reverse_kl = state.drift - (state.lse - state.ref_lse)
+        parts = {
+            "reverse_kl": -reverse_kl,
+            "forward_kl": 1.0,
+            "renyi": -alpha / (alpha - 1),
+            "js": -(1 - beta) * state.to_mixture,
+            "entropy": -state.entropy,
+            "logprobs": -1.0,
+        }
+        total = torch.zeros_like(state.lse)
+        for name, part in parts.items():
+            if name in grad:
+                total += torch.where(grad[name] == 0, 0, grad[name] * part)  # a divergence may be infinite
+        return total
+
+
+def normalised(s: Tensor, u: Tensor, state: PairState) -> tuple[Tensor, Tensor]:
+    """The logarithms of p and q in place of the logits, cut where p and q are 0 in every float type."""
+    return s.sub_(state.lse[:, None]).clamp_(min=-FAR), u.sub_(state.ref_lse[:, None]).clamp_(min=-FAR)
+
+
+def above_mixture(log_p: Tensor, log_q: Tensor, beta: float, scratch: Scratch) -> tuple[Tensor, Tensor]:
+    """The distance log p - log q, and log p - log m of the mixture m = beta q + (1 - beta) p."""
+    apart = torch.sub(log_p, log_q, out=scratch.tile("drift", *log_p.shape)).clamp_(-_FAR_APART, _FAR_APART)
+    q_over_p = exp_(torch.neg(apart, out=scratch.tile("mixture", *log_p.shape)))
+    return apart, q_over_p.sub_(1).mul_(beta).log1p_().neg_()
 
 
 def weighted_sum(weight: Tensor, value: Tensor, scratch: Scratch) -> Tensor:
-    """Sums over columns; a weight of 0 takes away whatever stands beside it."""
+    """Sums over columns; a weight of 0 takes away an infinity that stands beside it."""
     product = torch.mul(weight, value, out=scratch.tile("product", *weight.shape))
-    return product.masked_fill_(weight == 0, 0).sum(1)
+    return product.nan_to_num_(0.0, math.inf, -math.inf).sum(1)
 
 
 def bridged(s: Tensor, u: Tensor, alpha: float, scratch: Scratch) -> Tensor:
     """The logits of p^alpha q^(1 - alpha); of a token that neither allows, -inf."""
     z = torch.mul(s, alpha, out=scratch.tile("bridge", *s.shape)).add_(u, alpha=1 - alpha)
-    return z.masked_fill_(z.isnan(), -math.inf)
-
-
-def log_mixture(log_p: Tensor, log_q: Tensor, beta: float, scratch: Scratch) -> Tensor:
-    """Log of m = beta q + (1 - beta) p."""
-    share = torch.add(log_q, math.log(beta), out=scratch.tile("share", *log_p.shape))
-    rest = torch.add(log_p, math.log1p(-beta), out=scratch.tile("mixture", *log_p.shape))
-    return torch.logaddexp(share, rest, out=rest)
+    return z.nan_to_num_(-math.inf, math.inf, -math.inf)

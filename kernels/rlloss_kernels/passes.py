@@ -10,7 +10,7 @@ from torch import Tensor
 from rlloss_kernels.blocks import Rows, Scratch, Tokens, statistics_dtype, tokens_that_count
 from rlloss_kernels.head import Head, Products
 from rlloss_kernels.pair import DIVERGENCES, MixtureSums, Orders, PairGradient, PairState, PairSums, RunningMeans
-from rlloss_kernels.statistics import target_place
+from rlloss_kernels.tile import Targets
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 TILES = 10  # of the logits' dtype that one block of rows may want at a time
@@ -117,9 +117,9 @@ def _divergences(
     sums = PairSums(len(block.positions), like, names, orders, [source.rounds for source in both])
     targets = like.new_zeros((2, len(block.positions)))
     for (column, s), (_, u) in zip(policy.tiles(block), reference.tiles(block), strict=True):
-        place, here = target_place(block.ids - column, s.shape[1])
+        of = Targets.of(block.ids, column, s.shape[1])
         for target, z in zip(targets, (s, u), strict=True):
-            target += torch.where(here, z.gather(1, place), 0).squeeze(1)
+            target += of.read(z)
         sums.absorb(s, u, scratch)
     values, kept = sums.close()
     means = (sums.policy, sums.reference)
@@ -142,8 +142,8 @@ def pair_gradient(state: Tensor, grad: Tensor, wanted: Sequence[bool], orders: O
 def finished(dz: Tensor, gradient: PairGradient, block: Tokens, column: int) -> Tensor:
     """With what the target's log-prob adds, and the temperature's factor."""
     if "logprobs" in gradient.grad:
-        place, here = target_place(block.ids - column, dz.shape[1])
-        dz.scatter_add_(1, place, torch.where(here, gradient.grad["logprobs"][:, None], 0))
+        targets = Targets.of(block.ids, column, dz.shape[1])
+        targets.write(dz, targets.read(dz) + gradient.grad["logprobs"])
     return block.cool(dz)
 
 

@@ -12,11 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-STATISTICS = ("logprobs", "entropy", "logsumexp", "sum_p2", "mean_logprob")
+from rlloss_kernels.tile import FAR, Targets, exp_
 
-# exp(-800) is 0 in every float type. Distances from the maximum are cut there before they are multiplied by their
-# weight, which changes nothing for finite logits and gives 0 * 800 = 0 where a logit of -inf would give 0 * inf.
-_FAR = 800.0
+STATISTICS = ("logprobs", "entropy", "logsumexp", "sum_p2", "mean_logprob")
 
 
 class State(NamedTuple):
@@ -47,25 +45,24 @@ class OnlineSoftmax:
 
     def absorb(self, z: Tensor, spare: Tensor) -> None:
         """Adds the next columns `z` [n, k]; overwrites `z` and `spare`, which has its shape."""
-        place, here = target_place(self.ids - self.columns, z.shape[1])
-        target = z.gather(1, place)
-        self.target += torch.where(here, target, 0).squeeze(1)
-        z.scatter_(1, place, torch.where(here, -math.inf, target))
+        targets = Targets.of(self.ids, self.columns, z.shape[1])
+        target = targets.read(z)
+        self.target += target
+        targets.write(z, -math.inf)
         shift = torch.maximum(self.shift, z.amax(1))
         moved = self.shift - shift
         self.shift = shift
         z.sub_(shift[:, None])
         if self.total is not None:
-            others = z.gather(1, place)
-            z.scatter_(1, place, torch.where(here, target - shift[:, None], others))
+            targets.write(z, target - shift)
             self.total = self.total + self.columns * moved + z.sum(1)
-            z.scatter_(1, place, others)
+            targets.write(z, -math.inf)
         self.growth = growth = moved.exp()
         if self.moment is None:
-            weight = z.exp_()
+            weight = exp_(z)
         else:
-            weight = torch.exp(z.clamp_(min=-_FAR), out=spare)
-            moment = self.moment + self.mass * moved.clamp(min=-_FAR)
+            weight = exp_(spare.copy_(z.clamp_(min=-FAR)))
+            moment = self.moment + self.mass * moved.clamp(min=-FAR)
             self.moment = moment * growth + z.mul_(weight).sum(1)
         self.mass = self.mass * growth + weight.sum(1)
         if self.square is not None:
@@ -114,23 +111,22 @@ class GradientRows(NamedTuple):
 
     def overwrite(self, z: Tensor, column: int, ids: Tensor, spare: Tensor) -> None:
         """Turns the logits `z` [n, k] of the columns from `column` on into their gradient; overwrites `spare`."""
-        place, here = target_place(ids - column, z.shape[1])
         z.sub_(self.shift[:, None])
         forbidden = z == -math.inf if self.uniform is not None else None
         if self.slope is None and self.square is None:
-            z.exp_().mul_(self.scale[:, None])
+            exp_(z).mul_(self.scale[:, None])
         else:
-            weight = torch.exp(z, out=spare)
+            weight = exp_(spare.copy_(z))
             if self.slope is None:
                 z.copy_(self.scale[:, None])
             else:
-                z.clamp_(min=-_FAR).mul_(self.slope[:, None]).add_(self.scale[:, None])
+                z.clamp_(min=-FAR).mul_(self.slope[:, None]).add_(self.scale[:, None])
             z.mul_(weight)
             if self.square is not None:
                 z.add_(weight.square_().mul_(self.square[:, None]))
         if self.uniform is not None and forbidden is not None:
             z.add_(self.uniform[:, None]).masked_fill_(forbidden, 0)
-        z.scatter_(1, place, torch.where(here, self.target[:, None], z.gather(1, place)))
+        Targets.of(ids, column, z.shape[1]).write(z, self.target)
 
 
 def gradient_rows(state: Tensor, grad: Tensor, vocabulary: int, factor: Tensor | float) -> GradientRows:
@@ -166,18 +162,12 @@ def gradient_rows(state: Tensor, grad: Tensor, vocabulary: int, factor: Tensor |
     )
 
 
-def target_place(column: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Where in a tile the target stands, and whether it stands there at all, each `[n, 1]`."""
-    here = (column >= 0) & (column < width)
-    return column.clamp(0, width - 1)[:, None], here[:, None]
-
-
 def _softplus(x: Tensor) -> Tensor:
     return torch.logaddexp(x, torch.zeros_like(x))
 
 
 def _entropy(state: State) -> Tensor:
-    x = state.x.clamp(-_FAR, _FAR)
+    x = state.x.clamp(-FAR, FAR)
     return torch.sigmoid(-x) * _softplus(x) + torch.sigmoid(x) * (_softplus(-x) + state.spread)
 
 

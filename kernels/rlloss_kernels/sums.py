@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rlloss_kernels.blocks import Scratch
 from rlloss_kernels.head import Head
-from rlloss_kernels.statistics import target_place
+from rlloss_kernels.tile import Targets
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 
@@ -64,12 +64,12 @@ class GradientSums:
         if low is dz or low.dtype is dz.dtype:
             add_product(self.d_hidden[at], low, w, scratch)
             return
-        place, here = target_place(self.ids[at] - column, len(w))
-        target = low.gather(1, place)
-        self.of_target[at] += torch.where(here, dz.gather(1, place), 0).squeeze(1)
-        low.scatter_(1, place, torch.where(here, 0, target))
+        targets = Targets.of(self.ids[at], column, len(w))
+        target = targets.read(dz)
+        self.of_target[at] += target
+        targets.write(low, 0.0)
         add_product(self.d_hidden[at], low, w, scratch)
-        low.scatter_(1, place, target)
+        targets.write(low, target)
 
     def end(self, column: int, width: int) -> None:
         """Writes what the columns from `column` on have got, when all rows are there."""

@@ -21,6 +21,7 @@ from rlloss_kernels.passes import (
 )
 from rlloss_kernels.plan import Plan
 from rlloss_kernels.sums import GradientSums, for_every_tile
+from rlloss_kernels.tile import without_autocast
 
 __all__ = ["linear_divergences"]
 
@@ -55,6 +56,7 @@ def linear_divergences(
 
 
 @torch.library.custom_op("rlloss_kernels::linear_pair_forward", mutates_args=())
+@without_autocast
 def _forward(
     hidden: Tensor,
     weight: Tensor,
@@ -89,6 +91,7 @@ def _forward(
 
 
 @torch.library.custom_op("rlloss_kernels::linear_pair_backward", mutates_args=())
+@without_autocast
 def _backward(
     grad: Tensor,
     state: Tensor,
