@@ -669,7 +669,7 @@ def test_autocast_changes_nothing(entry, dtype, threads):
                         hidden, weight, torch.zeros_like(ids), kept_ids=torch.arange(5).expand(7, 5)
                     ).logprobs
                 ]
-            case "two models":
+            case _:
                 out = [rlloss.linear_divergences(hidden, weight, ref_hidden, ref_weight).reverse_kl]
         return [*out, *torch.autograd.grad(out, (hidden, weight), list(upstream(ids, 5).float())[: len(out)])]
 

@@ -77,10 +77,10 @@ def _forward(
     tokens, rows = tokens_that_count(ids, loss_mask, temperature, vocabulary), Rows(hidden)
     plan = Plan.of(head, ids.numel(), len(tokens.positions), scratch_bytes)
     statistics, state = no_statistics(hidden, ids, 6)
+    centres = head.rounds and not is_frozen  # a backward pass's products, for which it takes sum_p2
     direction, cached, offsets = kept = _kept(head, hidden, ids, is_frozen, plan.columns, cache_bytes)
 
-    summed = [*wanted]
-    summed[3] |= head.rounds and not is_frozen  # sum_p2, for the centre of a backward pass
+    summed = [want or (name == "sum_p2" and centres) for name, want in zip(STATISTICS, wanted, strict=True)]
 
     def work(blocks: Sequence[tuple[slice, Tokens]]) -> None:
         scratch = Scratch(hidden, head.dtype)

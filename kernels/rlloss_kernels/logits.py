@@ -1,12 +1,13 @@
 """Per-token statistics of logits, and their gradient, a few rows at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlloss_kernels.blocks import Rows, Scratch, Tokens, statistics_dtype, tokens_that_count
+from rlloss_kernels.plan import rows_of_block
 from rlloss_kernels.statistics import STATISTICS, OnlineSoftmax, gradient_rows
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
@@ -50,11 +51,10 @@ def _forward(
     tokens = tokens_that_count(ids, loss_mask, temperature, vocabulary)
 
     def work(blocks: Sequence[tuple[slice, Tokens]]) -> None:
-        tiles = _Tiles(logits, vocabulary)
+        tiles = LogitTiles(logits, vocabulary)
         for _, block in blocks:
-            z, spare = tiles.read(block)
-            softmax = OnlineSoftmax(block.ids, tiles.dtype, wanted)
-            softmax.absorb(z, spare)
+            softmax, z = OnlineSoftmax(block.ids, tiles.dtype, wanted), tiles.read(block)
+            softmax.absorb(z, tiles.scratch.tile("spare", *z.shape))
             statistics[:, block.positions], state[:, block.positions] = softmax.close()
 
     in_parallel(work, _shares(tokens, logits, vocabulary, scratch_bytes))
@@ -74,23 +74,17 @@ def _backward(
 ) -> Tensor:
     tokens = tokens_that_count(ids, loss_mask, temperature, vocabulary, grad)
     gradient = gradient_rows(state[:, tokens.positions], grad[:, tokens.positions], vocabulary, tokens.factor)
-    every = len(tokens.positions) == ids.numel() and vocabulary == logits.shape[-1]
-    result = logits.new_empty(logits.shape) if every else logits.new_zeros(logits.shape)
-    matrix = result.view(-1, logits.shape[-1])[:, :vocabulary]
+    d_logits = LogitGradient(logits, tokens, vocabulary)
 
     def work(blocks: Sequence[tuple[slice, Tokens]]) -> None:
-        tiles = _Tiles(logits, vocabulary)
+        tiles = LogitTiles(logits, vocabulary)
         for at, block in blocks:
-            in_place = every and matrix.dtype is tiles.dtype
-            z, spare = tiles.read(block, matrix[at] if in_place else None)
-            gradient.rows(at).overwrite(z, 0, block.ids, spare)
-            if every and not in_place:
-                matrix[at] = z
-            elif not every:
-                matrix[block.positions] = z.to(matrix.dtype)
+            z = tiles.read(block, d_logits.memory(at, tiles.dtype))
+            gradient.rows(at).overwrite(z, 0, block.ids, tiles.scratch.tile("spare", *z.shape))
+            d_logits.write(at, block, z)
 
     in_parallel(work, _shares(tokens, logits, vocabulary, scratch_bytes))
-    return result
+    return d_logits.whole
 
 
 @_forward.register_fake
@@ -115,28 +109,58 @@ def _autograd(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
 _forward.register_autograd(_autograd, setup_context=_save)
 
 
-class _Tiles:
+class LogitTiles:
     """The rows of the logits in the dtype of their statistics, read into memory that one thread works in."""
 
     def __init__(self, logits: Tensor, vocabulary: int):
         self.dtype, self.vocabulary = statistics_dtype(logits.dtype), vocabulary
-        self.source = Rows(logits[..., :vocabulary])
-        self.scratch = Scratch(logits, self.dtype)
+        self.source, self.scratch = Rows(logits[..., :vocabulary]), Scratch(logits, self.dtype)
 
-    def read(self, block: Tokens, out: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The rows, in `out` if it is given, and memory of the same shape."""
-        shape = (len(block.positions), self.vocabulary)
-        z = self.source.read(block, self.scratch.tile("z", *shape) if out is None else out)
-        return block.cool(z), self.scratch.tile("spare", *shape)
+    def read(self, block: Tokens, out: Tensor | None = None) -> Tensor:
+        """The block's rows, in `out` if it is given."""
+        z = self.scratch.tile("z", len(block.positions), self.vocabulary) if out is None else out
+        return block.cool(self.source.read(block, z))
+
+    def tiles(self, block: Tokens, offset: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
+        """The column at which each tile begins, and the tile, to be overwritten: here a single one."""
+        yield 0, self.read(block)
+
+    rounds, offset = False, None  # there are no products to be centred
+
+
+class LogitGradient:
+    """The gradient of the logits, 0 in rows and columns that nobody writes.
+
+    Args:
+        tokens: Those whose rows will be written, each once.
+        vocabulary: The columns that will.
+    """
+
+    def __init__(self, logits: Tensor, tokens: Tokens, vocabulary: int):
+        size = logits.shape[-1]
+        self.every = len(tokens.positions) * size == logits.numel() and vocabulary == size
+        self.whole = logits.new_empty(logits.shape) if self.every else logits.new_zeros(logits.shape)
+        self.matrix = self.whole.view(-1, size)[:, :vocabulary]
+
+    def memory(self, at: slice, dtype: torch.dtype) -> Tensor | None:
+        """The rows themselves, if a tile of this dtype can be made in them."""
+        return self.matrix[at] if self.every and self.matrix.dtype is dtype else None
+
+    def write(self, at: slice, block: Tokens, dz: Tensor) -> None:
+        """Takes the gradient of a block, which are the rows `at` of the tokens, wherever it was made."""
+        if not self.every:
+            self.matrix[block.positions] = dz.to(self.matrix.dtype)
+        elif dz.data_ptr() != self.matrix[at].data_ptr():
+            self.matrix[at] = dz
 
 
 def _shares(
     tokens: Tokens, logits: Tensor, vocabulary: int, scratch_bytes: int
 ) -> list[Sequence[tuple[slice, Tokens]]]:
-    """Blocks of rows for each worker, as long as two tiles of theirs fit into its share of the scratch."""
-    workers = worker_count(logits.device)
-    rows = scratch_bytes // (2 * workers * vocabulary * statistics_dtype(logits.dtype).itemsize)
-    return shares(list(tokens.blocks(max(1, min(rows, -(-len(tokens.positions) // workers))))), workers)
+    """Blocks of rows for each worker, two tiles of which fit into its share of the scratch."""
+    of_row = 2 * vocabulary * statistics_dtype(logits.dtype).itemsize
+    rows = rows_of_block(len(tokens.positions), of_row, scratch_bytes, logits.device)
+    return shares(list(tokens.blocks(rows)), worker_count(logits.device))
 
 
 def no_statistics(like: Tensor, ids: Tensor, states: int) -> tuple[Tensor, Tensor]:

@@ -9,36 +9,13 @@ from torch import Tensor
 
 from rlloss_kernels.blocks import Rows, Scratch, Tokens, statistics_dtype, tokens_that_count
 from rlloss_kernels.head import Head, Products
+from rlloss_kernels.logits import LogitTiles
 from rlloss_kernels.pair import DIVERGENCES, MixtureSums, Orders, PairGradient, PairState, PairSums, RunningMeans
 from rlloss_kernels.tile import Targets
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 TILES = 10  # of the logits' dtype that one block of rows may want at a time
 KEPT = len(PairState._fields)
-
-
-class LogitTiles:
-    """Logits as the one tile of their rows."""
-
-    def __init__(self, logits: Tensor, vocabulary: int):
-        self.dtype, self.columns = statistics_dtype(logits.dtype), vocabulary
-        self.source, self.scratch = Rows(logits[..., :vocabulary]), Scratch(logits, self.dtype)
-
-    def tiles(self, block: Tokens, offset: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
-        """The column at which each tile begins, and the tile, to be overwritten."""
-        z = self.source.read(block, self.scratch.tile("z", len(block.positions), self.columns))
-        yield 0, block.cool(z)
-
-    rounds = False
-
-    @property
-    def offset(self) -> Tensor | None:
-        """What the products of the last block were centred on."""
-        return None
-
-    def centre(self, means: RunningMeans, block: Tokens) -> Tensor | None:
-        """The offsets for a backward pass over the last block."""
-        return None
 
 
 class HeadTiles:
@@ -123,7 +100,10 @@ def _divergences(
         sums.absorb(s, u, scratch)
     values, kept = sums.close()
     means = (sums.policy, sums.reference)
-    centres = [source.centre(of, block) if source.rounds else None for source, of in zip(both, means, strict=True)]
+    centres = [
+        source.centre(of, block) if isinstance(source, HeadTiles) and source.rounds else None
+        for source, of in zip(both, means, strict=True)
+    ]
     if "js" in names:
         mixture = MixtureSums(kept, orders)
         tiles = (source.tiles(block, source.offset) for source in both)

@@ -46,7 +46,7 @@ class GradientSums:
         self.d_weight = weight.new_empty(weight.shape) if to_weight else None
         self.d_bias = weight.new_zeros(len(weight), dtype=head.dtype) if to_bias else None
         self.bias_parts = h.new_empty((blocks, columns), dtype=head.dtype) if to_bias else None
-        self.of_target = h.new_zeros(len(h), dtype=head.dtype)
+        self.of_target = h.new_zeros(len(h), dtype=head.dtype) if h.dtype is not head.dtype else None
         if self.d_weight is not None:
             self.d_weight[head.vocabulary if len(h) else 0 :] = 0
             self.dz = scratch.tile("dz", len(h), columns, dtype=head.operand_dtype).view(-1)
@@ -61,7 +61,7 @@ class GradientSums:
             low = dz if dz.dtype is w.dtype else scratch.tile("low", *dz.shape, dtype=w.dtype).copy_(dz)
         if self.d_hidden is None:
             return
-        if low is dz or low.dtype is dz.dtype:
+        if self.of_target is None:
             add_product(self.d_hidden[at], low, w, scratch)
             return
         targets = Targets.of(self.ids[at], column, len(w))
@@ -92,8 +92,10 @@ class GradientSums:
         """The gradients, that of hidden with its rows at their positions in the shape of `like`."""
         results = []
         if self.d_hidden is not None:
-            for at in torch.arange(len(self.h), device=self.h.device).split(256):
-                self.d_hidden[at] += self.of_target[at, None] * self.head.weight[self.ids[at]].to(self.d_hidden.dtype)
+            if self.of_target is not None:
+                parts = (x.split(256) for x in (self.d_hidden, self.of_target, self.ids))
+                for d_h, of_target, ids in zip(*parts, strict=True):
+                    d_h.addcmul_(of_target[:, None], self.head.weight[ids].to(d_h.dtype))
             whole = like.new_zeros(like.shape).view(-1, like.shape[-1])
             results.append(whole.index_copy_(0, positions, self.d_hidden.to(whole.dtype)).view(like.shape))
         if self.d_weight is not None:

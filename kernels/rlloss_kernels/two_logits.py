@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from rlloss_kernels.blocks import Scratch, Tokens
+from rlloss_kernels.logits import LogitGradient, LogitTiles
 from rlloss_kernels.pair import DIVERGENCES, Orders
 from rlloss_kernels.passes import (
     TILES,
-    LogitTiles,
     divergences_of_blocks,
     finished,
     no_divergences,
     pair_gradient,
     pair_tokens,
 )
+from rlloss_kernels.plan import rows_of_block
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 __all__ = ["logits_divergences"]
@@ -87,26 +88,24 @@ def _backward(
 ) -> Tensor:
     tokens = pair_tokens(ids, logits, loss_mask, temperature, vocabulary, grad)
     gradient = pair_gradient(state[:, tokens.positions], grad[:, tokens.positions], wanted, Orders(alpha, beta))
-    result = logits.new_zeros(logits.shape)
-    matrix = result.view(-1, logits.shape[-1])[:, :vocabulary]
+    d_logits = LogitGradient(logits, tokens, vocabulary)
 
     def work(share: Sequence[tuple[slice, Tokens]]) -> None:
         policy, reference = (LogitTiles(x, vocabulary) for x in (logits, ref_logits))
         scratch = Scratch(logits, policy.dtype)
         for at, block in share:
-            ((_, s),), ((_, u),) = policy.tiles(block), reference.tiles(block)
             part = gradient.rows(at)
-            matrix[block.positions] = finished(part.overwrite(s, u, scratch), part, block, 0).to(matrix.dtype)
+            dz = part.overwrite(policy.read(block), reference.read(block), scratch)
+            d_logits.write(at, block, finished(dz, part, block, 0))
 
     in_parallel(work, shares(_blocks(tokens, state, vocabulary, scratch_bytes), worker_count(logits.device)))
-    return result
+    return d_logits.whole
 
 
 def _blocks(tokens: Tokens, like: Tensor, vocabulary: int, scratch_bytes: int) -> list[tuple[slice, Tokens]]:
     """Blocks of rows whose tiles fit into a worker's share of the scratch."""
-    workers = worker_count(like.device)
-    rows = scratch_bytes // (TILES * workers * vocabulary * like.dtype.itemsize)
-    return list(tokens.blocks(max(1, min(rows, -(-len(tokens.positions) // workers)))))
+    of_row = TILES * vocabulary * like.dtype.itemsize
+    return list(tokens.blocks(rows_of_block(len(tokens.positions), of_row, scratch_bytes, like.device)))
 
 
 @_forward.register_fake
