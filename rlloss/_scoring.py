@@ -1,6 +1,7 @@
 """What every way of scoring tokens against ids checks, and one temperature per token."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,6 +9,8 @@ from torch import Tensor
 from rlloss._checks import check_device, check_mask, nearest
 
 __all__ = [
+    "ABSENT",
+    "by_name",
     "check_bytes",
     "check_head",
     "check_positive",
@@ -16,6 +19,8 @@ __all__ = [
     "kept_that_count",
     "token_temperature",
 ]
+
+ABSENT: Any = None  # typed as a tensor: what was asked for needs no narrowing by type checkers
 
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
@@ -39,6 +44,11 @@ def token_temperature(who: str, temperature: float | Tensor, ids: Tensor, dtype:
     if temperature.ndim < ids.ndim and temperature.ndim:
         temperature = temperature[:, None]
     return temperature.to(dtype).expand(ids.shape)
+
+
+def by_name(found: Tensor, known: Sequence[str], ids: Tensor, outputs: Sequence[str]) -> dict[str, Tensor]:
+    """The named outputs in the shape of the ids, of one row for each that is `known`."""
+    return {name: found[known.index(name)].view(ids.shape) for name in outputs}
 
 
 def check_vocab_size(who: str, vocab_size: int | None, columns: int) -> None:

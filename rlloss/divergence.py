@@ -1,7 +1,7 @@
 """Divergences per token: KL estimators with the gradient that they have, and the exact ones over the vocabulary."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import rlloss_kernels
 import torch
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rlloss._checks import check_choice, check_range
 from rlloss._scoring import (
+    ABSENT,
+    by_name,
     check_bytes,
     check_head,
     check_positive,
@@ -32,8 +34,6 @@ __all__ = [
     "linear_divergences",
     "token_divergences",
 ]
-
-_ABSENT: Any = None  # typed as a tensor: what was asked for needs no narrowing by type checkers
 
 KLEstimator = Literal["k1", "k2", "k3"]
 KLGradient = Literal["reverse", "forward", "literal"]
@@ -120,14 +120,14 @@ class TokenDivergences(NamedTuple):
     All but the reference's own are differentiable, in any combination, by what the policy's logits are made of.
     """
 
-    reverse_kl: Float[Tensor, "*tokens"] = _ABSENT  # KL(pi || ref)
-    forward_kl: Float[Tensor, "*tokens"] = _ABSENT  # KL(ref || pi)
-    renyi: Float[Tensor, "*tokens"] = _ABSENT  # log(sum pi^alpha ref^(1 - alpha)) / (alpha - 1)
-    js: Float[Tensor, "*tokens"] = _ABSENT  # beta KL(ref || m) + (1 - beta) KL(pi || m), m = beta ref + (1 - beta) pi
-    entropy: Float[Tensor, "*tokens"] = _ABSENT
-    ref_entropy: Float[Tensor, "*tokens"] = _ABSENT
-    logprobs: Float[Tensor, "*tokens"] = _ABSENT
-    ref_logprobs: Float[Tensor, "*tokens"] = _ABSENT
+    reverse_kl: Float[Tensor, "*tokens"] = ABSENT  # KL(pi || ref)
+    forward_kl: Float[Tensor, "*tokens"] = ABSENT  # KL(ref || pi)
+    renyi: Float[Tensor, "*tokens"] = ABSENT  # log(sum pi^alpha ref^(1 - alpha)) / (alpha - 1)
+    js: Float[Tensor, "*tokens"] = ABSENT  # beta KL(ref || m) + (1 - beta) KL(pi || m), m = beta ref + (1 - beta) pi
+    entropy: Float[Tensor, "*tokens"] = ABSENT
+    ref_entropy: Float[Tensor, "*tokens"] = ABSENT
+    logprobs: Float[Tensor, "*tokens"] = ABSENT
+    ref_logprobs: Float[Tensor, "*tokens"] = ABSENT
 
 
 def token_divergences(
@@ -181,7 +181,7 @@ def token_divergences(
         beta=beta,
         scratch_bytes=scratch_bytes,
     )
-    return _named(found, scored, outputs)
+    return TokenDivergences(**by_name(found, DIVERGENCES, scored, outputs))
 
 
 def linear_divergences(
@@ -247,7 +247,7 @@ def linear_divergences(
         beta=beta,
         scratch_bytes=scratch_bytes,
     )
-    return _named(found, scored, outputs)
+    return TokenDivergences(**by_name(found, DIVERGENCES, scored, outputs))
 
 
 def _ids_or_none(who: str, name: str, x: Tensor, ids: Tensor | None, outputs: Sequence[str]) -> Tensor:
@@ -277,7 +277,3 @@ def _check_pair(who: str, x: Tensor, ref: Tensor, sizes: tuple[int, int], vocab_
             f"vocab_size={min(sizes)}"
         )
     check_vocab_size(who, vocab_size, min(sizes))
-
-
-def _named(found: Tensor, ids: Tensor, outputs: Sequence[str]) -> TokenDivergences:
-    return TokenDivergences(**{name: found[DIVERGENCES.index(name)].view(ids.shape) for name in outputs})

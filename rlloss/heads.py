@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Head", "LowRank", "accepts", "backbone_of", "causal_lm", "lm_head"]
+__all__ = ["Head", "LowRank", "accepts", "backbone_of", "causal_lm", "lm_head", "text_config"]
 
 # A number between head and logits has as many names as models; the probe in `lm_head` proves how each is used.
 _SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
@@ -143,6 +143,16 @@ def accepts(module: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(getattr(module, "_orig_mod", module).forward).parameters
 
 
+def text_config(model: Any) -> Any:
+    """A model's config, of one that also sees or hears the part about text; None for a model without.
+
+    >>> text_config(nn.Linear(2, 2)) is None
+    True
+    """
+    config: Any = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 _verified: WeakKeyDictionary[nn.Module, tuple] = WeakKeyDictionary()
 
 
@@ -203,8 +213,7 @@ def _low_rank(module: Any) -> list[LowRank]:
 
 
 def _scale_and_softcap(model: Any) -> tuple[float, float | None]:
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = text_config(model)
     numbers = {name: getattr(config, name, None) for name in (*_MULTIPLIERS, *_DIVISORS, *_SOFTCAPS)}
     given = {name: float(x) for name, x in numbers.items() if isinstance(x, int | float) and x}
     if getattr(config, "model_type", None) == "hyperclovax":  # multiplies by what Granite divides by

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rlloss_kernels import STATISTICS, kept_logits, linear_statistics, logits_statistics, statistics_dtype
@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rlloss._checks import check_choice, check_full_precision
 from rlloss._scoring import (
+    ABSENT,
+    by_name,
     check_bytes,
     check_head,
     check_positive,
@@ -23,8 +25,6 @@ from rlloss.reduce import sequence_mean, sequence_sum
 
 __all__ = ["TokenStats", "linear_logprobs", "sequence_logps", "sequence_mean_logps", "token_logprobs"]
 
-_ABSENT: Any = None  # typed as a tensor: what was asked for needs no narrowing by type checkers
-
 
 class TokenStats(NamedTuple):
     """Per-token statistics of p = softmax(final logits), float32 (float64 from float64); None where not asked for.
@@ -32,11 +32,11 @@ class TokenStats(NamedTuple):
     All are differentiable, in any combination and for any upstream gradient.
     """
 
-    logprobs: Float[Tensor, "*tokens"] = _ABSENT  # log p(id)
-    entropy: Float[Tensor, "*tokens"] = _ABSENT  # -sum p log p
-    logsumexp: Float[Tensor, "*tokens"] = _ABSENT
-    sum_p2: Float[Tensor, "*tokens"] = _ABSENT  # sum p^2
-    mean_logprob: Float[Tensor, "*tokens"] = _ABSENT  # mean of log p over the vocabulary, for label smoothing
+    logprobs: Float[Tensor, "*tokens"] = ABSENT  # log p(id)
+    entropy: Float[Tensor, "*tokens"] = ABSENT  # -sum p log p
+    logsumexp: Float[Tensor, "*tokens"] = ABSENT
+    sum_p2: Float[Tensor, "*tokens"] = ABSENT  # sum p^2
+    mean_logprob: Float[Tensor, "*tokens"] = ABSENT  # mean of log p over the vocabulary, for label smoothing
 
 
 def token_logprobs(
@@ -87,7 +87,7 @@ def token_logprobs(
         outputs=outputs,
         scratch_bytes=scratch_bytes,
     )
-    return _stats(statistics, ids, outputs)
+    return TokenStats(**by_name(statistics, STATISTICS, ids, outputs))
 
 
 def linear_logprobs(
@@ -164,7 +164,7 @@ def linear_logprobs(
         cache_bytes=cache_bytes,
         scratch_bytes=scratch_bytes,
     )
-    return _stats(statistics, ids, outputs)
+    return TokenStats(**by_name(statistics, STATISTICS, ids, outputs))
 
 
 def sequence_logps(
@@ -196,7 +196,3 @@ def _among(logits: Tensor, kept_ids: Tensor, ids: Tensor) -> tuple[Tensor, Tenso
     is_here = kept_ids == ids[..., None]
     place = torch.where(is_here.any(-1), is_here.int().argmax(-1), kept_ids.shape[-1])
     return torch.cat([logits, torch.full_like(logits[..., :1], -math.inf)], -1), place
-
-
-def _stats(statistics: Tensor, ids: Tensor, outputs: Sequence[str]) -> TokenStats:
-    return TokenStats(**{name: statistics[STATISTICS.index(name)].view(ids.shape) for name in outputs})

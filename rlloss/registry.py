@@ -23,7 +23,7 @@ from rlloss.losses.simpo import SimPOLoss
 from rlloss.losses.value import ValueLoss
 from rlloss.protocol import Family, Loss
 
-__all__ = ["get_loss", "list_losses", "loss_family", "loss_hyperparameters", "loss_name"]
+__all__ = ["get_loss", "list_losses", "loss_family", "loss_hyperparameters", "loss_name", "spelled_as_key"]
 
 _LOSSES: dict[str, type[Loss]] = {
     "actor_critic": ActorCriticLoss,
@@ -85,13 +85,22 @@ def loss_name(name: str, *, who: str = "get_loss") -> str:
     >>> loss_name("Dr.GRPO")
     'dr_grpo'
     """
-    key = name.lower().replace("-", "_").replace(".", "_").replace(" ", "_")
+    key = spelled_as_key(name)
     key = _ALIASES.get(key, key)
     if key not in _LOSSES:
         raise ValueError(
             f"{who}: unknown loss {name!r}{nearest(key, [*_LOSSES, *_ALIASES])} Known: {', '.join(list_losses())}"
         )
     return key
+
+
+def spelled_as_key(name: str) -> str:
+    """A name as the keys of a registry are spelled: lower case, with underscores for dashes, dots and blanks.
+
+    >>> spelled_as_key("Dr.GRPO")
+    'dr_grpo'
+    """
+    return name.lower().replace("-", "_").replace(".", "_").replace(" ", "_")
 
 
 def loss_family(name: str) -> Family:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from rlloss._checks import check_device
 from rlloss._typing import Float, Int
-from rlloss.heads import backbone_of, causal_lm
+from rlloss.heads import backbone_of, causal_lm, text_config
 from rlloss.models import backbone_hidden
 
 __all__ = ["ScalarModel"]
@@ -132,9 +132,7 @@ def _width(who: str, model: Any) -> int:
     weight = _output_weight(model)
     if weight is not None:
         return weight.shape[1]
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    width = getattr(config, "hidden_size", None)
+    width = getattr(text_config(model), "hidden_size", None)
     if not isinstance(width, int):
         raise ValueError(
             f"{who}: {type(model).__name__} has neither an output embedding nor config.hidden_size, so that the width "

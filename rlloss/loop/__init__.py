@@ -4,6 +4,7 @@ from rlloss.loop.advantages import CriticAdvantages, GroupAdvantages, ShapedAdva
 from rlloss.loop.batch import Batch, collate, micro_batches
 from rlloss.loop.curves import plot_curves
 from rlloss.loop.data import Pair, Prompt, Tokens, completions, pairs, prompts
+from rlloss.loop.frozen import frozen_copy
 from rlloss.loop.labelled import Labelled, labelled
 from rlloss.loop.offline import evaluate_offline, offline_batch, train_offline
 from rlloss.loop.online import evaluate_online, rollout, train_online
@@ -16,7 +17,7 @@ from rlloss.loop.rows import load_rows
 from rlloss.loop.run import run_steps
 from rlloss.loop.sampling import Completion, sample
 from rlloss.loop.scalar_folder import load_scalar_model, save_scalar_model
-from rlloss.loop.session import Session, frozen_copy
+from rlloss.loop.session import Session
 
 __all__ = [
     "Batch",

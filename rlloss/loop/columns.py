@@ -1,7 +1,7 @@
 """Which columns of a row hold the prompt and the answers, in every form that public data has them."""
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from rlloss._checks import nearest
@@ -9,7 +9,17 @@ from rlloss.loop.chat import Chat, Messages, checked_messages
 from rlloss.loop.dialogues import ASSISTANT, dialogue_prompt
 from rlloss.loop.rows import place
 
-__all__ = ["ALIASES", "Item", "Text", "completion_items", "pair_items", "pair_texts", "placed", "prompt_of"]
+__all__ = [
+    "ALIASES",
+    "Item",
+    "Text",
+    "check_column",
+    "completion_items",
+    "pair_items",
+    "pair_texts",
+    "placed",
+    "prompt_of",
+]
 
 logger = logging.getLogger("rlloss")
 
@@ -35,6 +45,15 @@ def placed(who: str, rows: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, An
         if not isinstance(row, Mapping):
             raise ValueError(f"{where} must be a dict of columns, got {type(row).__name__}; load_rows reads files")
         yield where, row
+
+
+def check_column(where: str, name: str, columns: Collection[str]) -> None:
+    """Raises ValueError, with the nearest name, where there is no column of that name."""
+    if name not in columns:
+        raise ValueError(
+            f"{where}: no column {name!r} among {list(columns)}{nearest(name, columns)}; "
+            f"rename yours with load_rows(..., columns={{{name!r}: ...}})"
+        )
 
 
 def prompt_of(where: str, row: Mapping[str, Any]) -> str | Messages:
@@ -145,11 +164,7 @@ def _spelled(where: str, row: Mapping[str, Any], name: str) -> str:
 
 def _content(where: str, row: Mapping[str, Any], field: str) -> str | Messages:
     """A field that is a non-empty text or a list of messages."""
-    if field not in row:
-        raise ValueError(
-            f"{where}: no column {field!r} among {list(row)}{nearest(field, row)}; "
-            f"rename yours with load_rows(..., columns={{{field!r}: ...}})"
-        )
+    check_column(where, field, row)
     value = row[field]
     if isinstance(value, list):
         return checked_messages(where, field, value)

@@ -5,8 +5,9 @@ from typing import Any
 
 from rlloss.loop.chat import chat_tokens, generation_prompts, token_ids
 from rlloss.loop.columns import Item, Text
+from rlloss.loop.truncation import Encoded
 
-__all__ = ["prompt_tokens", "sequence_tokens"]
+__all__ = ["answered", "prompt_tokens", "sequence_tokens"]
 
 _Encoder = Callable[[Any, list[Any]], Iterable[Any]]
 
@@ -16,9 +17,18 @@ def prompt_tokens(tokenizer: Any, items: Sequence[Item]) -> list[list[int]]:
     return _in_order(tokenizer, items, _text_prompts, generation_prompts)
 
 
-def sequence_tokens(tokenizer: Any, items: Sequence[Item]) -> list[tuple[list[int], list[bool]]]:
+def sequence_tokens(tokenizer: Any, items: Sequence[Item]) -> list[Encoded]:
     """Token ids, and the mask of what is trained: of a text the completion and its end of sequence."""
     return _in_order(tokenizer, items, _text_tokens, chat_tokens)
+
+
+def answered(prompt: Sequence[int], answer: Sequence[int]) -> Encoded:
+    """The token ids of a prompt and its answer, and the mask that trains the answer alone.
+
+    >>> answered([5, 6], [7])
+    ([5, 6, 7], [False, False, True])
+    """
+    return [*prompt, *answer], [False] * len(prompt) + [True] * len(answer)
 
 
 def _in_order(tokenizer: Any, items: Sequence[Item], of_texts: _Encoder, of_chats: _Encoder) -> list[Any]:
@@ -28,9 +38,11 @@ def _in_order(tokenizer: Any, items: Sequence[Item], of_texts: _Encoder, of_chat
     return [next(texts if isinstance(item, Text) else chats) for item in items]
 
 
-def _text_tokens(tokenizer: Any, texts: Sequence[Text]) -> Iterator[tuple[list[int], list[bool]]]:
-    eos = tokenizer.eos_token_id if texts else None
-    if texts and eos is None:
+def _text_tokens(tokenizer: Any, texts: Sequence[Text]) -> Iterator[Encoded]:
+    if not texts:
+        return
+    eos = tokenizer.eos_token_id
+    if eos is None:
         raise ValueError(
             f"{texts[0].place}: the tokenizer has no eos_token, so the model would never learn to stop; "
             "set tokenizer.eos_token"
@@ -38,8 +50,7 @@ def _text_tokens(tokenizer: Any, texts: Sequence[Text]) -> Iterator[tuple[list[i
     before = _text_prompts(tokenizer, texts)  # of the empty prompt: what the tokenizer puts before any text
     after = token_ids(tokenizer, [text.completion for text in texts], special=False)
     for prompt, ids in zip(before, after, strict=True):
-        completion = ids if ids[-1:] == [eos] else [*ids, eos]
-        yield prompt + completion, [False] * len(prompt) + [True] * len(completion)
+        yield answered(prompt, ids if ids[-1:] == [eos] else [*ids, eos])
 
 
 def _text_prompts(tokenizer: Any, texts: Sequence[Text]) -> list[list[int]]:

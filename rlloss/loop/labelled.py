@@ -5,8 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rlloss._checks import nearest
-from rlloss.loop.columns import completion_items
+from rlloss.loop.columns import check_column, completion_items
 from rlloss.loop.data import Tokens
 from rlloss.loop.encoding import sequence_tokens
 from rlloss.loop.rows import place
@@ -66,11 +65,8 @@ def labelled(
 
 
 def _label(where: str, row: Any) -> bool:
-    if isinstance(row, Mapping) and "label" not in row:
-        raise ValueError(
-            f"{where}: no column 'label' among {list(row)}{nearest('label', row)}; "
-            "rename yours with load_rows(..., columns={'label': ...})"
-        )
+    if isinstance(row, Mapping):
+        check_column(where, "label", row)
     label = row["label"] if isinstance(row, Mapping) else None
     if not isinstance(label, bool) and label not in (0, 1):
         raise ValueError(f"{where}: 'label' must be True or False (or 1 or 0), got {label!r}")

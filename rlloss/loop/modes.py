@@ -1,4 +1,4 @@
-"""What is in training mode while a gradient is made, in a model that is otherwise in eval mode."""
+"""Which modules are in training mode for as long as a context lasts: few for a gradient, none for a measurement."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -6,7 +6,29 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["adapter_modules", "gradient_mode"]
+__all__ = ["adapter_modules", "eval_mode", "gradient_mode"]
+
+
+@contextmanager
+def eval_mode(*models: nn.Module) -> Iterator[None]:
+    """All modules are in eval mode for as long as the context lasts; those that were in training mode return to it.
+
+    >>> layer = nn.Dropout()
+    >>> with eval_mode(layer):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
+    # by their flags: model.train() would wake what was frozen in eval mode, and an override of it may do more
+    awake = [module for model in models for module in model.modules() if module.training]
+    for module in awake:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in awake:
+            module.training = True
 
 
 @contextmanager

@@ -12,8 +12,9 @@ from rlloss.advantages.group import group_advantages
 from rlloss.loop.advantages import CriticAdvantages, GroupAdvantages, ShapedAdvantages
 from rlloss.loop.batch import Batch, collate
 from rlloss.loop.data import Prompt, Tokens
+from rlloss.loop.encoding import answered
 from rlloss.loop.rewards import RewardFunction, Rewards, Scores
-from rlloss.loop.run import RunOptions, example_order, run_steps
+from rlloss.loop.run import RunOptions, example_order, generator_of, run_steps
 from rlloss.loop.sampling import Completion
 from rlloss.loop.session import Session
 from rlloss.output import merge_metrics, scalars
@@ -88,8 +89,7 @@ def train_online(
             batch.fields["advantages"] = advantages(batch.fields["rewards"], batch.fields["group_ids"])
         if is_own_old:
             batch.fields.pop("old_logprobs", None)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        return numbers | optimise(session, batch, loss_fn, epochs_per_step, updates_per_epoch, generator)
+        return numbers | optimise(session, batch, loss_fn, epochs_per_step, updates_per_epoch, generator_of(seed, step))
 
     return run_steps(
         session,
@@ -125,7 +125,7 @@ def rollout(
     completions = session.sample([p.ids for p in prompts], group_size=group_size, max_new_tokens=max_new_tokens)
     asked = [p for p in prompts for _ in range(group_size)]
     scores, _ = _scored(session, asked, completions, rewards)
-    batch = collate([_sequence(p, c) for p, c in zip(asked, completions, strict=True)])
+    batch = collate([Tokens(*answered(p.ids, c.ids)) for p, c in zip(asked, completions, strict=True)])
     batch.fields["rewards"] = scores.total
     if scores.per_token is not None:
         batch.fields["token_rewards"] = _placed(batch, [x for row in scores.per_token for x in row])
@@ -224,7 +224,3 @@ def _check_models(session: Session, loss_fn: Loss, shaping: ShapedAdvantages | N
             f"{type(loss_fn).__name__} with {type(shaping).__name__}; pass rlloss.ActorCriticLoss(policy=..., "
             "value=rlloss.ValueLoss()) and advantages=CriticAdvantages()"
         )
-
-
-def _sequence(prompt: Prompt, completion: Completion) -> Tokens:
-    return Tokens([*prompt.ids, *completion.ids], [False] * len(prompt.ids) + [True] * len(completion.ids))

@@ -1,7 +1,5 @@
 """Rows end to end in one row without padding, for models that keep them apart by their positions."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -9,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rlloss._typing import Bool, Float, Int
-from rlloss.heads import accepts, backbone_of
+from rlloss.heads import accepts, backbone_of, text_config
+from rlloss.loop.modes import eval_mode
 from rlloss.models import backbone_hidden
 from rlloss.scalar import ScalarModel
 
@@ -54,7 +53,7 @@ def check_padding_free(model: nn.Module) -> None:
 
 
 def _check(backbone: nn.Module) -> None:
-    config = _text_config(backbone)
+    config = text_config(backbone)
     kind = getattr(config, "_attn_implementation", None)  # what may change between calls and change the mask
     if backbone in _proved and _proved[backbone] == kind:
         return
@@ -67,7 +66,7 @@ def _check(backbone: nn.Module) -> None:
                 f"{_WHO}: {name} has {option}={getattr(config, option)}, so that how rows of such lengths stay apart "
                 f"cannot be proved on short ones; {_WAY_OUT}"
             )
-    with _eval_mode(backbone), _fresh_autocast(next(backbone.parameters()).device.type):
+    with eval_mode(backbone), _fresh_autocast(next(backbone.parameters()).device.type):
         reason = _mixes(backbone)
     if reason:
         raise ValueError(f"{_WHO}: {name} with attn_implementation={kind!r} {reason}; {_WAY_OUT}")
@@ -110,25 +109,7 @@ def _mixes(backbone: Any) -> str | None:
     return None
 
 
-def _text_config(backbone: Any) -> Any:
-    config: Any = getattr(backbone, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
 def _fresh_autocast(device: str) -> torch.autocast:
     """As outside, but for its cache of cast weights: what is cast without a gradient here would have none later."""
     enabled, dtype = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
     return torch.autocast(device, dtype, enabled, cache_enabled=False)
-
-
-@contextmanager
-def _eval_mode(module: nn.Module) -> Iterator[None]:
-    """Without dropout and recomputation."""
-    training = [part for part in module.modules() if part.training]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True

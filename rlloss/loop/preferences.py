@@ -5,8 +5,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rlloss._checks import check_range, nearest
-from rlloss.loop.columns import pair_texts, placed
+from rlloss._checks import check_range
+from rlloss.loop.columns import check_column, pair_texts, placed
 from rlloss.loop.rows import load_rows
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def without_ties(
             f"{who}: {min_gap=} needs the columns of the scores: scores=('score_chosen', 'score_rejected')"
         )
     rows = load_rows(rows)
-    _check_columns(who, rows.column_names, ("chosen", "rejected", *(scores or ())))
+    for name in ("chosen", "rejected", *(scores or ())):
+        check_column(who, name, rows.column_names)
     kept: list[int] = []
     same = close = reversed_ = 0
     for index, (where, row) in enumerate(placed(who, rows)):
@@ -117,7 +118,8 @@ def dialogue_rows(rows: "datasets.Dataset | Sequence[Mapping[str, Any]]") -> "da
 
     who = "dialogue_rows"
     rows = load_rows(rows)
-    _check_columns(who, rows.column_names, ("chosen", "rejected"))
+    for name in ("chosen", "rejected"):
+        check_column(who, name, rows.column_names)
     if "prompt" in rows.column_names:
         raise ValueError(
             f"{who}: the rows have a column 'prompt' already; drop it with rows.remove_columns('prompt') if 'chosen' "
@@ -133,15 +135,6 @@ def _listed(name: str, values: Any) -> list[Any]:
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ValueError(f"preference_rows: {name} must be a list with one entry per row, got {type(values).__name__}")
     return list(values)
-
-
-def _check_columns(who: str, names: Sequence[str], needed: Iterable[str]) -> None:
-    for name in needed:
-        if name not in names:
-            raise ValueError(
-                f"{who}: no column {name!r} among {list(names)}{nearest(name, names)}; "
-                f"rename yours with load_rows(..., columns={{{name!r}: ...}})"
-            )
 
 
 def _bare(answer: Any) -> Any:

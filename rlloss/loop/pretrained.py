@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +24,7 @@ __all__ = [
     "load_causal_lm",
     "load_classifier",
     "load_tokenizer",
+    "own_tokenizer",
     "quantization_config",
 ]
 
@@ -49,6 +51,13 @@ def load_classifier(name: str | Path, **options: Any) -> tuple[Any, dict[str, An
 def load_tokenizer(name: str | Path) -> Any:
     """The tokenizer of a folder or hub name."""
     return AutoTokenizer.from_pretrained(name)
+
+
+def own_tokenizer(who: str, source: str | Path | nn.Module) -> Any:
+    """The tokenizer of the folder or hub name of a model; a ValueError for a loaded model, which holds none."""
+    if isinstance(source, nn.Module):
+        raise ValueError(f"{who}: a loaded {type(source).__name__} needs its tokenizer, got None; pass tokenizer=")
+    return load_tokenizer(source)
 
 
 def architecture(name: str | Path) -> str:

@@ -1,14 +1,15 @@
 """Reward functions in the field's form: (prompts, completions, **columns) -> a number per completion, or per token."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from rlloss._checks import check_range
+from rlloss.loop.modes import eval_mode
 from rlloss.rewards.call import RewardFunction, called, check_number, finite_numbers, name_of, parts_of
 
 __all__ = ["RewardFunction", "Rewards", "Scores"]
@@ -53,8 +54,7 @@ class Rewards:
         parts = [(i, j, part) for i, f in enumerate(self.functions) for j, part in enumerate(parts_of(f))]
         return {f"reward_{i}_{j}" if j else f"reward_{i}": p for i, j, p in parts if isinstance(p, nn.Module)}
 
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def frozen(self) -> AbstractContextManager[None]:
         """Modules are in eval mode for as long as the context lasts: what is only measured teaches no statistics.
 
         >>> norm = nn.Identity()
@@ -64,14 +64,7 @@ class Rewards:
         >>> norm.training
         True
         """
-        awake = [m for module in self.modules().values() for m in module.modules() if m.training]
-        for module in awake:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in awake:
-                module.training = True
+        return eval_mode(*self.modules().values())
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]

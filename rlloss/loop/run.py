@@ -11,7 +11,7 @@ from rlloss.loop.checkpoint import has_checkpoint
 from rlloss.loop.report import RunLog
 from rlloss.loop.session import Session
 
-__all__ = ["Evaluation", "RunOptions", "example_order", "run_steps"]
+__all__ = ["Evaluation", "RunOptions", "example_order", "generator_of", "run_steps"]
 
 Evaluation = Callable[[Session], Mapping[str, float]]
 
@@ -93,13 +93,21 @@ def example_order(num_examples: int, per_step: int, seed: int) -> Callable[[int]
         raise ValueError("example_order: needs at least one example, got none")
 
     def permutation(epoch: int) -> list[int]:
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        return torch.randperm(num_examples, generator=generator).tolist()
+        return torch.randperm(num_examples, generator=generator_of(seed, epoch)).tolist()
 
     def of_step(step: int) -> list[int]:
         return list(_slice_of_epochs(permutation, num_examples, step * per_step, per_step))
 
     return of_step
+
+
+def generator_of(seed: int, number: int) -> torch.Generator:
+    """The generator of one step or epoch, known from the run's seed and its number alone.
+
+    >>> generator_of(0, 1).initial_seed() == generator_of(0, 2).initial_seed()
+    False
+    """
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)
 
 
 def _slice_of_epochs(

@@ -1,8 +1,7 @@
 """Sampling from a causal LM: a group shares its prompt's prefill, and log-probs are kept as they are drawn."""
 
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 
 from rlloss._checks import check_count, check_range
 from rlloss._typing import Float, Int
+from rlloss.heads import text_config
+from rlloss.loop.modes import eval_mode
 
 __all__ = ["Completion", "sample", "stop_tokens"]
 
@@ -75,7 +76,7 @@ def sample(
     """
     stops = [] if eos_token_id is None else [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id)
     _check_numbers(group_size, max_new_tokens, temperature, max_rows)
-    _check_tokens(getattr(model, "config", None), prompts, max_new_tokens, {"eos": stops, "pad": [pad_token_id]})
+    _check_tokens(text_config(model), prompts, max_new_tokens, {"eos": stops, "pad": [pad_token_id]})
 
     device = next(model.parameters()).device
     n_rows = len(prompts) * group_size
@@ -86,7 +87,7 @@ def sample(
     chunk = n_rows if max_rows is None else max_rows
     chunk = chunk // group_size * group_size or chunk
     completions = []
-    with _eval_mode(model):
+    with eval_mode(model):
         for first in range(0, n_rows, chunk):
             rows = range(first, min(first + chunk, n_rows))
             first_prompt = first // group_size
@@ -112,7 +113,7 @@ def stop_tokens(model: Any, tokenizer: Any) -> list[int]:
         [] if named is None else [named] if isinstance(named, int) else list(named)
         for named in (tokenizer.eos_token_id, getattr(getattr(model, "generation_config", None), "eos_token_id", None))
     )
-    size = _vocab_size(getattr(model, "config", None))
+    size = getattr(text_config(model), "vocab_size", None)
     return own + [token for token in also if token not in own and (size is None or token < size)]
 
 
@@ -220,17 +221,6 @@ def _forward(model: nn.Module, ids: Tensor, mask: Tensor, positions: Tensor, cac
     return out.logits[:, -1].to(ids.device), getattr(out, "past_key_values", None)
 
 
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:  # one by one: model.train() would also wake the modules that were frozen in eval mode
-            module.training = True
-
-
 def _check_numbers(group_size: int, max_new_tokens: int, temperature: float, max_rows: int | None) -> None:
     for name, value in {"group_size": group_size, "max_new_tokens": max_new_tokens, "max_rows": max_rows}.items():
         if value is not None:
@@ -246,10 +236,7 @@ def _check_tokens(
     for i, prompt in enumerate(prompts):
         if len(prompt) == 0:
             raise ValueError(f"sample: prompts[{i}] is empty; start it with the tokenizer's bos token")
-    if config is None:
-        return
-    config = _text_config(config)
-    vocab_size = _vocab_size(config)
+    vocab_size = getattr(config, "vocab_size", None)
     if vocab_size is not None:
         named = {f"{name}_token_id": ids for name, ids in special.items()}
         named |= {f"prompts[{i}]": prompt for i, prompt in enumerate(prompts)}
@@ -266,11 +253,3 @@ def _check_tokens(
             f"sample: prompts[{longest}] has {len(prompts[longest])} tokens, which with max_new_tokens="
             f"{max_new_tokens} is more than the model's {limit} positions; shorten one of them"
         )
-
-
-def _text_config(config: Any) -> Any:
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
-
-
-def _vocab_size(config: Any) -> int | None:
-    return getattr(_text_config(config), "vocab_size", None)

@@ -25,7 +25,7 @@ from rlloss.output import LossOutput, Metric, merge_metrics, waist_gradient
 from rlloss.protocol import Loss
 from rlloss.scalar import ScalarModel
 
-__all__ = ["Session", "frozen_copy"]
+__all__ = ["Session"]
 
 
 class Session:

@@ -1,6 +1,5 @@
 """Rewards for the right answer: the same text, or the same number."""
 
-import unicodedata
 from typing import Any
 
 import numpy as np
@@ -8,6 +7,7 @@ import numpy as np
 from rlloss._checks import check_flag, check_range
 from rlloss.rewards.numbers import answer_number, number_in
 from rlloss.rewards.reward import AnswerReward
+from rlloss.rewards.texts import composed
 
 __all__ = ["ExactMatch", "NumericAnswer"]
 
@@ -44,9 +44,7 @@ class ExactMatch(AnswerReward):
         return float(self._form(completion) in map(self._form, texts))
 
     def _form(self, text: str) -> str:
-        text = text.strip() if self.strip else text
-        text = unicodedata.normalize("NFC", text)
-        return text if self.case else unicodedata.normalize("NFC", text.casefold())
+        return composed(text.strip() if self.strip else text, case=self.case)
 
 
 class NumericAnswer(AnswerReward):

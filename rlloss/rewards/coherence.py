@@ -57,13 +57,14 @@ class Coherence(Reward):
         """One number per completion."""
         from rlloss.loop.batch import collate
         from rlloss.loop.data import Tokens
+        from rlloss.loop.encoding import answered
 
         written, rows = [], []
         for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             after = list(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
             if after:
                 before = self._before(prompt)
-                ids, mask = before + after, [False] * len(before) + [True] * len(after)
+                ids, mask = answered(before, after)
                 if not self._window.fits(len(ids)):
                     kept = self._window.kept(len(ids), start=len(before) - 1)
                     ids, mask = ids[kept], mask[kept]

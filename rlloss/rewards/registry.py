@@ -4,6 +4,7 @@ import inspect
 from typing import Any
 
 from rlloss._checks import nearest
+from rlloss.registry import spelled_as_key
 from rlloss.rewards.answers import ExactMatch, NumericAnswer
 from rlloss.rewards.coherence import Coherence
 from rlloss.rewards.forms import Format, Json, Regex
@@ -56,7 +57,7 @@ def get_reward(name: str, **options: Any) -> Reward:
     >>> get_reward("Exact-Match", case=False)(["Capital of France?"], ["PARIS"], answer=["Paris"])
     [1.0]
     """
-    key = name.lower().replace("-", "_").replace(".", "_").replace(" ", "_")
+    key = spelled_as_key(name)
     key = _ALIASES.get(key, key)
     if key not in _REWARDS:
         raise ValueError(

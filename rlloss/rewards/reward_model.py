@@ -84,11 +84,9 @@ class RewardModel(Reward):
 
 
 def _tokenizer(source: str | Path | nn.Module) -> Any:
-    if isinstance(source, nn.Module):
-        raise ValueError(f"{_WHO}: a loaded {type(source).__name__} needs its tokenizer, got None; pass tokenizer=")
-    from rlloss.loop.pretrained import load_tokenizer
+    from rlloss.loop.pretrained import own_tokenizer
 
-    return load_tokenizer(source)
+    return own_tokenizer(_WHO, source)
 
 
 def _loaded(

@@ -10,7 +10,7 @@ import torch
 from rlloss._checks import check_choice, check_count, check_flag, check_range
 from rlloss.rewards.reward import Columns, Reward, TextReward, texts_of
 
-__all__ = ["DistinctN", "Keywords", "Length", "Repetition", "check_words", "holds", "spelled"]
+__all__ = ["DistinctN", "Keywords", "Length", "Repetition", "check_words", "composed", "holds", "spelled"]
 
 _UNITS = ("words", "characters", "tokens")
 
@@ -166,7 +166,16 @@ def spelled(text: str, *, case: bool = False) -> str:
     >>> spelled("Thank\n you")
     'thank you'
     """
-    text = unicodedata.normalize("NFC", " ".join(text.split()))
+    return composed(" ".join(text.split()), case=case)
+
+
+def composed(text: str, *, case: bool) -> str:
+    """A text in Unicode's NFC, so that one text has one spelling; without upper and lower case unless told.
+
+    >>> composed("Paris", case=False)
+    'paris'
+    """
+    text = unicodedata.normalize("NFC", text)
     return text if case else unicodedata.normalize("NFC", text.casefold())
 
 

@@ -1,10 +1,9 @@
 """How many tokens a scoring model reads, and what of a longer row it is given."""
 
-from typing import Any
-
 from torch import nn
 
 from rlloss._checks import check_count
+from rlloss.heads import text_config
 
 __all__ = ["Window", "max_positions"]
 
@@ -14,9 +13,7 @@ def max_positions(model: nn.Module) -> int | None:
 
     >>> max_positions(nn.Linear(2, 1))
     """
-    config: Any = getattr(getattr(model, "backbone", model), "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(text_config(getattr(model, "backbone", model)), "max_position_embeddings", None)
     if not isinstance(positions, int) or positions < 1:
         return None
     # RoBERTa's kind counts positions from behind its padding token

@@ -16,7 +16,7 @@ from rlloss.loop.pretrained import (
     check_quantization,
     default_device,
     load_causal_lm,
-    load_tokenizer,
+    own_tokenizer,
     quantization_config,
 )
 from rlloss.scalar import ScalarModel
@@ -58,11 +58,7 @@ def check_models(source: str | Path | nn.Module, values: Mapping[str, Any]) -> N
 
 def loaded_tokenizer(source: str | Path | nn.Module, tokenizer: Any) -> Any:
     """The tokenizer that was given, or that of the model's folder."""
-    if tokenizer is not None:
-        return tokenizer
-    if isinstance(source, nn.Module):
-        raise ValueError(f"{WHO}: a loaded {type(source).__name__} needs its tokenizer, got None; pass tokenizer=")
-    return load_tokenizer(source)
+    return own_tokenizer(WHO, source) if tokenizer is None else tokenizer
 
 
 def load_models(

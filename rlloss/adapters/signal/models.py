@@ -7,6 +7,7 @@ from weakref import WeakValueDictionary
 
 from torch import nn
 
+from rlloss.heads import text_config
 from rlloss.loop.peft import WithoutAdapters
 from rlloss.loop.pretrained import load_causal_lm
 from rlloss.loop.scalar_folder import holds_scalar_model, load_scalar_model
@@ -116,6 +117,4 @@ def num_ids(model: Any) -> int | None:
 
 
 def _vocab_size(model: Any) -> int | None:
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return getattr(config, "vocab_size", None)
+    return getattr(text_config(model), "vocab_size", None)

@@ -14,8 +14,10 @@ from rlloss.adapters.trl.queries import columns_of, prompt_rows, query_row
 from rlloss.adapters.trl.trainers import Model, Run
 from rlloss.loop.batch import collate
 from rlloss.loop.data import Tokens
+from rlloss.loop.encoding import answered
 from rlloss.loop.online import optimise
 from rlloss.loop.report import RunLog
+from rlloss.loop.run import generator_of
 from rlloss.loop.sampling import stop_tokens
 
 __all__ = ["PPOTrainer"]
@@ -147,7 +149,7 @@ class PPOTrainer(Run):
             batch.fields["ref_logprobs"] = session.logprobs(batch, reference=True)
         numbers = {"reward": float(batch.fields["rewards"].mean())} | self._advantages(session, batch)
         updates = max(len(asked) // trainer.values["mini_batch_size"], 1)
-        generator = torch.Generator().manual_seed(trainer.values["seed"] * 1_000_003 + self._steps)
+        generator = generator_of(trainer.values["seed"], self._steps)
         numbers |= optimise(session, batch, trainer.loss_fn, trainer.values["num_ppo_epochs"], updates, generator)
         self._steps += 1
         return numbers
@@ -228,7 +230,7 @@ def _sequence(query: list[int], response: list[int]) -> Tokens:
         raise ValueError(
             f"PPOTrainer.step: a query of {len(query)} and a response of {len(response)} tokens; both need one at least"
         )
-    return Tokens([*query, *response], [False] * len(query) + [True] * len(response))
+    return Tokens(*answered(query, response))
 
 
 def _language_model(model: Any) -> Any:
