@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rlloss_kernels.tile import FAR, Targets, exp_
+from rlloss_kernels.tile import FAR, LOG2_E, Targets, exp_
 
 STATISTICS = ("logprobs", "entropy", "logsumexp", "sum_p2", "mean_logprob")
 
@@ -61,9 +61,9 @@ class OnlineSoftmax:
         if self.moment is None:
             weight = exp_(z)
         else:
-            weight = exp_(spare.copy_(z.clamp_(min=-FAR)))
+            weight = torch.exp2(z.mul_(LOG2_E).clamp_(min=-FAR), out=spare)
             moment = self.moment + self.mass * moved.clamp(min=-FAR)
-            self.moment = moment * growth + z.mul_(weight).sum(1)
+            self.moment = moment * growth + z.mul_(weight).sum(1) / LOG2_E
         self.mass = self.mass * growth + weight.sum(1)
         if self.square is not None:
             self.square = self.square * growth.square() + weight.square_().sum(1)
@@ -94,8 +94,8 @@ class OnlineSoftmax:
 class GradientRows(NamedTuple):
     """The gradient of a row of logits, its coefficients fixed by the row's statistics and upstream gradients alone.
 
-    dz_v = w (scale + slope u + square w) + uniform with u = z - shift and w = exp(u); at the target, `target`. None
-    stands for a term that is 0 in every row.
+    dz_v = w (scale + slope u + square w) + uniform with u = log2(e) (z - shift) and w = 2^u; at the target, `target`.
+    None stands for a term that is 0 in every row.
     """
 
     shift: Tensor
@@ -116,7 +116,7 @@ class GradientRows(NamedTuple):
         if self.slope is None and self.square is None:
             exp_(z).mul_(self.scale[:, None])
         else:
-            weight = exp_(spare.copy_(z))
+            weight = torch.exp2(z.mul_(LOG2_E), out=spare)
             if self.slope is None:
                 z.copy_(self.scale[:, None])
             else:
@@ -155,7 +155,7 @@ def gradient_rows(state: Tensor, grad: Tensor, vocabulary: int, factor: Tensor |
     return GradientRows(
         shift,
         factor * k * (a - entropy * log_k),
-        -factor * k * entropy if used[1] else None,
+        -factor * k * entropy / LOG2_E if used[1] else None,
         factor * 2 * sum_p2 * k.square() if used[3] else None,
         factor * mean_logprob / vocabulary if used[4] else None,
         factor * target,

@@ -11,9 +11,11 @@ from torch import Tensor
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# exp(-800) is 0 in every float type. Logarithms of weights are cut there before they are multiplied by these, which
-# changes nothing for finite logits and gives 0 * 800 = 0 where a logit of -inf would give 0 * inf.
-FAR = 800.0
+LOG2_E = math.log2(math.e)
+
+# 2^-1200 is 0 in every float type, and so is e^-1200. Logarithms of weights are cut there before they are multiplied by
+# these, which changes nothing for finite logits and gives 0 * 1200 = 0 where a logit of -inf would give 0 * inf.
+FAR = 1200.0
 
 
 class Targets(NamedTuple):
@@ -45,7 +47,7 @@ def exp_(u: Tensor) -> Tensor:
 
     It is off by 2^-24 |u| of itself, which matters where e^u does: for u near 0.
     """
-    return u.mul_(math.log2(math.e)).exp2_()
+    return u.mul_(LOG2_E).exp2_()
 
 
 def without_autocast(run: Callable[P, R]) -> Callable[P, R]:
