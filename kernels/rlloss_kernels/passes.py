@@ -14,7 +14,7 @@ from rlloss_kernels.pair import DIVERGENCES, MixtureSums, Orders, PairGradient, 
 from rlloss_kernels.tile import Targets
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
-TILES = 10  # of the logits' dtype that one block of rows may want at a time
+TILES = 7  # of the logits' dtype that one block of rows may want at a time
 KEPT = len(PairState._fields)
 
 

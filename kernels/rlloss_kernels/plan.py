@@ -12,9 +12,11 @@ _FEWEST = 64
 
 
 def rows_of_block(active: int, bytes_per_row: int, scratch_bytes: int, device: torch.device) -> int:
-    """As many of the `active` rows as every worker's share of the scratch holds, and no more than its share of them."""
+    """As many of the `active` rows as every worker's share of the scratch holds, and the same number in every block."""
     workers = worker_count(device)
-    return max(1, min(scratch_bytes // (workers * bytes_per_row), -(-active // workers)))
+    share = max(1, -(-active // workers))
+    blocks = -(-share // max(1, scratch_bytes // (workers * bytes_per_row)))
+    return -(-share // blocks)
 
 
 class Plan(NamedTuple):
@@ -24,14 +26,15 @@ class Plan(NamedTuple):
     columns: int
 
     @classmethod
-    def of(cls, head: Head, count: int, active: int, scratch_bytes: int, tiles: int = 3) -> "Plan":
-        """For `active` of `count` rows, with half of the scratch for what workers share and half for what each has.
+    def of(cls, head: Head, count: int, active: int, scratch_bytes: int, tiles: int = 2) -> "Plan":
+        """For `active` of `count` rows.
 
-        What they share is one tile of the gradient of all rows; each has `tiles` tiles of logits, and two more in the
-        dtype of products.
+        All workers share one tile of the gradient of all rows, which takes half of the scratch at most; each has
+        `tiles` tiles of logits, one more for a softcap, and two in the dtype of products.
         """
         size, low = head.dtype.itemsize, head.operand_dtype.itemsize
         columns = scratch_bytes // (2 * low * max(count, 1)) // _FEWEST * _FEWEST
         columns = min(COLUMNS, max(_FEWEST, columns))
-        of_row = columns * (tiles * size + 2 * low)
-        return cls(rows_of_block(active, of_row, scratch_bytes // 2, head.weight.device), columns)
+        of_row = columns * ((tiles + (head.softcap is not None)) * size + 2 * low)
+        rest = scratch_bytes - low * count * columns
+        return cls(rows_of_block(active, of_row, rest, head.weight.device), columns)

@@ -18,7 +18,8 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, scratch: Scratch) -> None:
     elif a.is_cuda:
         total.add_(torch.mm(a, b, out_dtype=total.dtype))
     else:
-        total.add_(torch.mm(a, b, out=scratch.tile("partial", *total.shape, dtype=a.dtype)))
+        product = torch.mm(a, b, out=scratch.tile("narrow product", *total.shape, dtype=a.dtype))
+        total.add_(scratch.tile("wide product", *total.shape, dtype=total.dtype).copy_(product))
 
 
 class GradientSums:
