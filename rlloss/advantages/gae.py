@@ -1,12 +1,11 @@
 """Advantages from a learned value function."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from rlloss._checks import check_like, check_range, check_tokens_layout
 from rlloss._typing import Bool, Float
-from rlloss.reduce import last_tokens, to_tokens, within_sequences, zero_masked
+from rlloss.reduce import to_tokens, within_sequences, zero_masked
 
 __all__ = ["gae"]
 
@@ -46,44 +45,63 @@ def gae(
     """
     _check(rewards, values, loss_mask, gamma, gae_lambda, last_value, cu_seqlens)
     mask = within_sequences(loss_mask, cu_seqlens)
-    last = last_tokens(mask, cu_seqlens)
-    dtype = values.dtype
+    if not mask.numel():
+        return torch.zeros_like(values), torch.zeros_like(values)
+    rewards, values = zero_masked(mask, rewards.detach(), values.detach())
+    end = values.new_zeros(()) if last_value is None else to_tokens(last_value.detach(), mask, cu_seqlens)
     # in float64: a long product of discounts in float32 is off by 1e-5 of the advantage
-    rewards, values = zero_masked(mask, rewards.detach().double(), values.detach().double())
-
-    from_here = values.gather(-1, _trained_from_here(mask))
-    end = 0 if last_value is None else to_tokens(last_value.detach().double(), mask, cu_seqlens)
-    # what roll wraps around, and what it brings from a pack's next sequence, stands at a last token or is masked
-    next_values = torch.where(last, end, from_here.roll(-1, -1))
-    deltas = torch.where(mask, rewards + gamma * next_values - values, 0)
-    decay = torch.full_like(deltas, gamma * gae_lambda).masked_fill(last, 0).masked_fill(~mask, 1)
-    advantages = torch.where(mask, _reverse_recurrence(decay, deltas), 0)
-    return advantages.to(dtype), (advantages + values).to(dtype)
+    returns = _worth_behind(rewards, values, mask, end, gamma, gae_lambda, cu_seqlens).mul_(gamma).add_(rewards)
+    advantages, returns = zero_masked(mask, (returns - values).to(values.dtype), returns.to(values.dtype))
+    return advantages, returns
 
 
-def _trained_from_here(mask: Tensor) -> Tensor:
-    """The first trained position from each on; the last position where none comes."""
-    length = mask.shape[-1]
-    positions = torch.arange(length, device=mask.device).expand(mask.shape)
-    ahead = torch.where(mask, positions, length).flip(-1).cummin(-1).values.flip(-1)
-    return ahead.clamp(max=max(length - 1, 0))
+def _worth_behind(
+    rewards: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    end: Tensor,
+    gamma: float,
+    gae_lambda: float,
+    cu_seqlens: Tensor | None,
+) -> Tensor:
+    """U_{t+1} of the return R_t = r_t + gamma U_{t+1}: what the rest of a sequence is worth to the token before it.
+
+    U_t = (1 - lambda) V_t + lambda R_t at a trained token, U_{t+1} at a masked one, and `end` behind a sequence. There
+    another sequence begins, whose own U nobody asks for.
+    """
+    shape, discount = (*mask.shape[:-1], mask.shape[-1] + 1), gamma * gae_lambda
+    worth, decay = values.new_zeros(shape, dtype=torch.float64), values.new_ones(shape, dtype=torch.float64)
+    worth[..., :-1].add_(values, alpha=1 - gae_lambda).add_(rewards, alpha=gae_lambda)
+    decay[..., :-1].masked_fill_(mask, discount)
+    behind = -1 if cu_seqlens is None else cu_seqlens[1:].long()
+    worth[..., behind] = end.expand(mask.shape)[..., -1 if cu_seqlens is None else behind - 1].double()
+    decay[..., behind] = 0
+    _reverse_recurrence_(decay, worth, cuts=cu_seqlens is not None or discount == 0)
+    return worth[..., 1:]
 
 
-def _reverse_recurrence(a: Tensor, b: Tensor) -> Tensor:
-    """y_t = b_t + a_t y_{t+1} along the last axis, with linear work in log2(T) levels instead of T steps."""
-    length = b.shape[-1]
-    if length < 2:
-        return b
-    a, b = F.pad(a, (0, length % 2)), F.pad(b, (0, length % 2))
-    even_a, odd_a, even_b, odd_b = a[..., ::2], a[..., 1::2], b[..., ::2], b[..., 1::2]
-    even = _reverse_recurrence(even_a * odd_a, _step(even_a, even_b, odd_b))
-    odd = _step(odd_a, odd_b, F.pad(even[..., 1:], (0, 1)))
-    return torch.stack([even, odd], dim=-1).flatten(-2)[..., :length]
+def _reverse_recurrence_(a: Tensor, b: Tensor, *, cuts: bool) -> None:
+    """Turns b into y_t = b_t + a_t y_{t+1} along the last axis, with linear work in log2(T) levels; overwrites a.
+
+    Args:
+        cuts: Whether some a = 0 ends a sequence, so that a NaN of the next one must not come through as 0 * NaN.
+    """
+    if b.shape[-1] < 2:
+        return
+    (even_a, odd_a), (even_b, odd_b) = ((x[..., ::2], x[..., 1::2]) for x in (a, b))
+    pairs, behind = odd_b.shape[-1], even_b.shape[-1] - 1
+    _step_(even_a[..., :pairs], even_b[..., :pairs], odd_b, cuts)
+    even_a[..., :pairs].mul_(odd_a)
+    _reverse_recurrence_(even_a, even_b, cuts=cuts)
+    _step_(odd_a[..., :behind], odd_b[..., :behind], even_b[..., 1:], cuts)
 
 
-def _step(a: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    # a = 0 ends a sequence: a NaN of the next one must not come through as 0 * NaN
-    return torch.where(a == 0, b, b + a * y)
+def _step_(a: Tensor, b: Tensor, y: Tensor, cuts: bool) -> None:
+    """Turns b into b + a y."""
+    if cuts:
+        b.add_(torch.where(a == 0, 0, a * y))
+    else:
+        b.addcmul_(a, y)
 
 
 def _check(
