@@ -113,17 +113,18 @@ def test_every_layout_agrees(gamma, gae_lambda, boundaries):
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.9])
-def test_a_nan_stays_in_its_sequence(gae_lambda):
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_nan_stays_in_its_sequence(gae_lambda, at):
     rewards, values, mask, last_value = batch()
-    mask[:, 0] = True
+    mask[:, :3] = True
     expected = gae(rewards, values, mask, 0.9, gae_lambda, last_value)
-    rewards[3, 0] = NAN
+    rewards[3, at] = NAN
     cu_seqlens = torch.arange(7) * 13
     packed = (rewards.flatten(), values.flatten(), mask.flatten(), 0.9, gae_lambda, last_value)
     others = torch.arange(6) != 3
     for x, y in zip(gae(*packed, cu_seqlens=cu_seqlens), expected, strict=True):
         torch.testing.assert_close(x.reshape(6, 13)[others], y[others], rtol=1e-12, atol=1e-12)
-        assert x.reshape(6, 13)[3, 0].isnan()
+        assert x.reshape(6, 13)[3, at].isnan()
 
 
 def test_only_truncated_rows_bootstrap():
