@@ -250,6 +250,26 @@ def test_the_reference_may_have_another_precision():
     assert found.max() < 1e-2
 
 
+@pytest.mark.parametrize("output", ["reverse_kl", "forward_kl"])
+def test_rounded_products_cost_little_more_than_the_rounding_of_their_gradient(output):
+    heads = inputs((128, 256), (16000, 256), (128, 256), (16000, 256), vocabulary=1, tokens=(1,), dtype=torch.bfloat16)
+    with torch.no_grad():
+        hidden, weight, ref_hidden, ref_weight = (x.mul_(1.5 / 16) if len(x) == 16000 else x for x in heads[:4])
+    products, ref_products = (
+        h.detach().double() @ w.detach().double().mT for h, w in ((hidden, weight), (ref_hidden, ref_weight))
+    )
+    products.requires_grad_()
+    exact = getattr(token_divergences(products, ref_products, outputs=[output]), output)
+    value = getattr(linear_divergences(hidden, weight, ref_hidden, ref_weight, outputs=[output]), output)
+    assert (value.double() - exact).abs().max() <= 2e-3
+    g = torch.randn(128, generator=torch.Generator().manual_seed(2))
+    (dz,) = torch.autograd.grad(exact, products, g.double())
+    rounded, (h, w) = dz.bfloat16().double(), (x.detach().double() for x in (hidden, weight))
+    grads = torch.autograd.grad(value, (hidden, weight), g)
+    for ours, floor, truth in zip(grads, (rounded @ w, rounded.mT @ h), (dz @ w, dz.mT @ h), strict=True):
+        assert (ours.double() - truth).norm() <= 1.5 * (floor.bfloat16().double() - truth).norm()
+
+
 def test_results_repeat_to_the_bit_and_nothing_is_mutated():
     leaves = inputs((7, 8), (101, 8), (7, 6), (101, 6), vocabulary=101, tokens=(7,), dtype=torch.bfloat16)
     before = [x.detach().clone() for x in leaves]

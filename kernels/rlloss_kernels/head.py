@@ -81,7 +81,7 @@ class Products:
     def __init__(self, head: Head, h: Tensor, ids: Tensor | None, offset: Tensor | None = None):
         self.head, self.h, self.ids = head, h, ids
         self.follows = head.rounds and offset is None
-        self.offset = offset if head.rounds else None
+        self.offset = _representable(offset, h.dtype) if head.rounds and offset is not None else None
         self.target = row_dots(h, head.weight, ids) if head.rounds and ids is not None else None
 
     def fresh(self, w: Tensor, column: int, scratch: Scratch) -> Tensor:
@@ -122,6 +122,13 @@ class Products:
         assert self.offset is not None
         below = block.uncool(typical.nan_to_num(0.0, 0.0, 0.0)) / (2 * self.head.logit_scale)
         return _representable(self.offset + below, self.head.weight.dtype)
+
+    def centre_at(self, logits: Tensor, block: Tokens) -> Tensor:
+        """The offsets of the products that make these logits, but for their bias."""
+        z, softcap = block.uncool(logits.nan_to_num(0.0, 0.0, 0.0)), self.head.softcap
+        if softcap is not None:
+            z = softcap * (z / softcap).clamp(-0.99, 0.99).atanh()
+        return _representable(z / self.head.logit_scale, self.head.weight.dtype)
 
     def _follow(self, raw: Tensor, column: int) -> None:
         largest = self._largest_other(raw, column)

@@ -46,8 +46,9 @@ class RunningMeans:
         self.mass = torch.zeros_like(self.shift)
         self.totals = {name: torch.zeros_like(self.shift) for name in names}
         self.square = torch.zeros_like(self.shift) if squares else None
+        self.beside = torch.zeros_like(self.shift)  # sum of the squares times what stands beside
 
-    def absorb(self, z: Tensor, values: Mapping[str, Tensor], scratch: Scratch) -> None:
+    def absorb(self, z: Tensor, values: Mapping[str, Tensor], scratch: Scratch, beside: Tensor | None = None) -> None:
         """Adds the next columns `z` [n, k], which become their weights, with one tile of values for each name."""
         shift = torch.maximum(self.shift, z.amax(1))
         growth = (self.shift - shift).exp()
@@ -59,6 +60,8 @@ class RunningMeans:
             self.totals[name] = self.totals[name] * growth + total
         if self.square is not None:
             self.square = self.square * growth.square() + weight.square_().sum(1)
+            if beside is not None:
+                self.beside = self.beside * growth.square() + weighted_sum(weight, beside, scratch)
 
     @property
     def logsumexp(self) -> Tensor:
@@ -71,6 +74,12 @@ class RunningMeans:
         assert self.square is not None
         return self.square.log() - self.mass.log()
 
+    @property
+    def mean_beside(self) -> Tensor:
+        """The mean, under the squares of the weights, of what stood beside them."""
+        assert self.square is not None
+        return self.beside / self.square
+
     def mean(self, name: str) -> Tensor:
         """E[value], 0 where it was not asked for."""
         total = self.totals.get(name)
@@ -78,11 +87,18 @@ class RunningMeans:
 
 
 class PairSums:
-    """The first pass over the columns of a block of rows: all but the mixture."""
+    """The first pass over the columns of a block of rows: all but the mixture.
+
+    Args:
+        rounds: Whether the policy's and the reference's logits come of products that a backward pass has to centre.
+    """
 
     def __init__(
-        self, count: int, like: Tensor, wanted: Sequence[str], orders: Orders, squares: Sequence[bool] = (False, False)
+        self, count: int, like: Tensor, wanted: Sequence[str], orders: Orders, rounds: Sequence[bool] = (False, False)
     ):
+        # the gradient of reverse KL weighs the reference's logits by p, those of the others by q as well
+        self.beside = rounds[1] and "reverse_kl" in wanted and "forward_kl" not in wanted
+        squares = rounds[0] or self.beside, rounds[1]
         means = {"reverse_kl": "drift", "entropy": "logits"}, {"forward_kl": "drift", "ref_entropy": "logits"}
         names = [[mean for output, mean in of.items() if output in wanted] for of in means]
         self.policy, self.reference = (
@@ -99,7 +115,8 @@ class PairSums:
         for sums, z in ((self.policy, s), (self.reference, u)):
             if "logits" in sums.totals:
                 values["logits"] = scratch.tile("logits", *z.shape).copy_(z)
-            sums.absorb(z, {name: values[name] for name in sums.totals}, scratch)
+            beside = u if self.beside and sums is self.policy else None
+            sums.absorb(z, {name: values[name] for name in sums.totals}, scratch, beside)
 
     def close(self) -> tuple[dict[str, Tensor], PairState]:
         """The divergences by name, and the state without a mixture."""

@@ -47,8 +47,12 @@ class HeadTiles:
         """Whether there is anything to centre."""
         return self.head.rounds
 
-    def centre(self, means: RunningMeans, block: Tokens) -> Tensor:
-        """The offsets for a backward pass over the last block."""
+    def centre(self, sums: PairSums, means: RunningMeans, block: Tokens) -> Tensor | None:
+        """The offsets for a backward pass over the last block, where anything is to be centred."""
+        if not self.rounds:
+            return None
+        if sums.beside and means is sums.reference:
+            return self.latest.centre_at(sums.policy.mean_beside, block)
         return self.latest.centre(means.typical, block)
 
 
@@ -99,10 +103,9 @@ def _divergences(
             target += of.read(z)
         sums.absorb(s, u, scratch)
     values, kept = sums.close()
-    means = (sums.policy, sums.reference)
     centres = [
-        source.centre(of, block) if isinstance(source, HeadTiles) and source.rounds else None
-        for source, of in zip(both, means, strict=True)
+        source.centre(sums, means, block) if isinstance(source, HeadTiles) else None
+        for source, means in zip(both, (sums.policy, sums.reference), strict=True)
     ]
     if "js" in names:
         mixture = MixtureSums(kept, orders)
