@@ -50,7 +50,7 @@ def _failed(case: Case, arguments: argparse.Namespace) -> bool:
 
     threads = arguments.threads
     print(f"\n{case.name}  {case.shape} {case.dtype}, {threads} threads", flush=True)
-    record = in_a_process(timed, case, _names(case, arguments), arguments.rounds, threads)
+    record = in_a_process(timed, case, _names(case, arguments), arguments.rounds, threads, arguments.time_failures)
     if "error" in record:
         print(f"FAILED {case.name}\n{record['error']}")
         return True
@@ -59,7 +59,7 @@ def _failed(case: Case, arguments: argparse.Namespace) -> bool:
     if record["skipped"]:
         print(f"  skipped: {record['skipped']}")
         return False
-    for name, row in record["rows"].items() if not record["failures"] else ():
+    for name, row in record["rows"].items() if arguments.time_failures or not record["failures"] else ():
         memory = in_a_process(peak, case, name, threads)
         if "error" in memory:
             print(f"  {name}: no memory figure: {memory['error'].strip().splitlines()[-1]}")
@@ -96,6 +96,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sweep", action="store_true", help="the cases along tokens and vocabulary instead")
     parser.add_argument(
         "--implementations", nargs="+", default=[], metavar="NAME", help="ours and others; default: all"
+    )
+    parser.add_argument(
+        "--time-failures", action="store_true", help="time what the gate stopped too; it counts as failed all the same"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)

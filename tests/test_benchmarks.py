@@ -247,6 +247,9 @@ def test_the_gate_stops_a_wrong_implementation(wrong, dtype, what, monkeypatch):
     assert any(failure.startswith(f"ours: {what}: error") for failure in record["failures"])
     assert "wall_s" not in record["rows"]["ours"]
     json.dumps(jobs.finite(record), allow_nan=False)
+    timed_all_the_same = jobs.timed(case, ("ours", "naive"), 1, 1, time_failures=True)
+    assert timed_all_the_same["failures"] == record["failures"]
+    assert timed_all_the_same["rows"]["ours"]["wall_s"] > 0
 
 
 @pytest.mark.usefixtures("threads_put_back")
