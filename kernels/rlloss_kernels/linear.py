@@ -100,7 +100,7 @@ def _forward(
                 softmax.absorb(block.cool(z), scratch.tile("spare", *z.shape))
                 if mean is not None:
                     mean.absorb(z, slope, w, softmax.growth)
-            statistics[:, at], states = softmax.close()
+            statistics[:, at], states = softmax.sums.close(vocabulary)
             state[:5, at] = states
             if products.offset is not None:
                 _, log_mass, _, _, concentration = states

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlloss_kernels.blocks import Rows, Scratch, Tokens, statistics_dtype, tokens_that_count
 from rlloss_kernels.plan import rows_of_block
-from rlloss_kernels.statistics import STATISTICS, OnlineSoftmax, gradient_rows
+from rlloss_kernels.statistics import STATISTICS, OnlineSoftmax, Sums, gradient_rows
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 __all__ = ["logits_statistics"]
@@ -49,15 +49,19 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     statistics, state = no_statistics(logits, ids, 5)
     tokens = tokens_that_count(ids, loss_mask, temperature, vocabulary)
+    found: dict[int, Sums] = {}
 
     def work(blocks: Sequence[tuple[slice, Tokens]]) -> None:
         tiles = LogitTiles(logits, vocabulary)
-        for _, block in blocks:
+        for at, block in blocks:
             softmax, z = OnlineSoftmax(block.ids, tiles.dtype, wanted), tiles.read(block)
             softmax.absorb(z, tiles.scratch.tile("spare", *z.shape))
-            statistics[:, block.positions], state[:, block.positions] = softmax.close()
+            found[at.start] = softmax.sums
 
     in_parallel(work, _shares(tokens, logits, vocabulary, scratch_bytes))
+    if found:
+        sums = Sums.joined([found[start] for start in sorted(found)])
+        statistics[:, tokens.positions], state[:, tokens.positions] = sums.close(vocabulary)
     return statistics, state
 
 

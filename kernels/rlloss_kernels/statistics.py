@@ -27,6 +27,43 @@ class State(NamedTuple):
     concentration: Tensor  # sum of squares of softmax(others)
 
 
+class Sums(NamedTuple):
+    """What an OnlineSoftmax has summed up, [n] each; None for what was not wanted."""
+
+    shift: Tensor
+    target: Tensor
+    mass: Tensor
+    moment: Tensor | None
+    square: Tensor | None
+    total: Tensor | None
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Sums]") -> "Sums":
+        """Of several blocks of rows, one after the other."""
+        return cls(*(None if xs[0] is None else torch.cat(xs) for xs in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
+    def close(self, vocabulary: int) -> tuple[Tensor, Tensor]:
+        """The statistics `[5, n]`, in the order of STATISTICS and 0 where not wanted, and the State `[5, n]`."""
+        log_mass = self.mass.log()
+        x = (self.shift - self.target) + log_mass
+        x = torch.where(self.target == math.inf, math.nan, x)  # as log_softmax answers a logit of +inf
+        alone = self.mass == 0  # every other logit is -inf
+        zero = torch.zeros_like(x)
+        spread = zero if self.moment is None else torch.where(alone, 0, log_mass - self.moment / self.mass)
+        concentration = zero if self.square is None else torch.where(alone, 0, self.square / self.mass.square())
+        state = State(self.shift, log_mass, x, spread, concentration)
+        logsumexp = torch.logaddexp(self.shift + log_mass, self.target)
+        above_shift = torch.logaddexp(log_mass, self.target - self.shift)
+        statistics = (
+            -_softplus(x),
+            zero if self.moment is None else _entropy(state),
+            logsumexp,
+            zero if self.square is None else _sum_p2(state),
+            zero if self.total is None else self.total / vocabulary - above_shift,
+        )
+        return torch.stack(statistics), torch.stack(state)
+
+
 class OnlineSoftmax:
     """Running sums over the columns of a block of rows, the target's column left out."""
 
@@ -69,26 +106,10 @@ class OnlineSoftmax:
             self.square = self.square * growth.square() + weight.square_().sum(1)
         self.columns += z.shape[1]
 
-    def close(self) -> tuple[Tensor, Tensor]:
-        """The statistics `[5, n]`, in the order of STATISTICS and 0 where not wanted, and the State `[5, n]`."""
-        log_mass = self.mass.log()
-        x = (self.shift - self.target) + log_mass
-        x = torch.where(self.target == math.inf, math.nan, x)  # as log_softmax answers a logit of +inf
-        alone = self.mass == 0  # every other logit is -inf
-        zero = torch.zeros_like(x)
-        spread = zero if self.moment is None else torch.where(alone, 0, log_mass - self.moment / self.mass)
-        concentration = zero if self.square is None else torch.where(alone, 0, self.square / self.mass.square())
-        state = State(self.shift, log_mass, x, spread, concentration)
-        logsumexp = torch.logaddexp(self.shift + log_mass, self.target)
-        above_shift = torch.logaddexp(log_mass, self.target - self.shift)
-        statistics = (
-            -_softplus(x),
-            zero if self.moment is None else _entropy(state),
-            logsumexp,
-            zero if self.square is None else _sum_p2(state),
-            zero if self.total is None else self.total / self.columns - above_shift,
-        )
-        return torch.stack(statistics), torch.stack(state)
+    @property
+    def sums(self) -> Sums:
+        """What there is so far."""
+        return Sums(self.shift, self.target, self.mass, self.moment, self.square, self.total)
 
 
 class GradientRows(NamedTuple):
