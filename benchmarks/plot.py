@@ -62,7 +62,7 @@ def latest(files: Iterable[Path], quick: bool) -> list[Record]:
     for file in files:
         for line in file.read_text().splitlines():
             record = json.loads(line)
-            if record["wall_s"] is not None and (quick or not record["quick"]):
+            if record["passed"] and record["wall_s"] is not None and (quick or not record["quick"]):
                 found[record["case"], record["implementation"]] = record
     return list(found.values())
 

@@ -348,3 +348,7 @@ def test_plots(quick_run, driven, tmp_path, monkeypatch, capsys):
         assert path.stat().st_size > 10_000
     assert plot.latest(files, quick=False) == []  # a dry run is no result
     assert {r["case"] for r in plot.latest(files, quick=True)}.isdisjoint({"logits-fp32-fwdbwd"})  # it failed
+    stopped = tmp_path / "stopped.jsonl"
+    lines = [json.loads(line) for line in files[0].read_text().splitlines()]
+    stopped.write_text("".join(json.dumps(line | {"passed": False}) + "\n" for line in lines))
+    assert plot.latest([stopped], quick=True) == []  # timed all the same, after the gate had stopped it
