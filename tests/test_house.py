@@ -25,7 +25,7 @@ FLOORS = [
 ]
 REACHES_THE_KERNELS = {"logprobs", "divergence", "advantages.gae"}
 LIGHT = {"jaxtyping", "numpy", "rlloss_kernels", "torch"}
-HEAVY = {"datasets", "safetensors", "transformers"}
+HEAVY = {"datasets", "peft", "safetensors", "transformers"}
 
 
 def modules(package):

@@ -25,14 +25,10 @@ class HeadTiles:
         self.head, self.dtype, self.columns, self.has_ids = head, head.dtype, columns, ids is not None
         self.rows, self.scratch = Rows(hidden), Scratch(hidden, head.dtype)
 
-    def products(self, block: Tokens, offset: Tensor | None = None, h: Tensor | None = None) -> Products:
-        """Those of a block of rows `h`; without `offset` they find theirs."""
-        h = self.rows.gather(block, self.head.operand_dtype) if h is None else h
-        return Products(self.head, h, block.ids if self.has_ids else None, offset)
-
     def tiles(self, block: Tokens, offset: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
-        """The column at which each tile begins, and the tile, to be overwritten."""
-        self.latest = self.products(block, offset)
+        """The column at which each tile begins, and the tile, to be overwritten; without `offset` products find it."""
+        h = self.rows.gather(block, self.head.operand_dtype)
+        self.latest = Products(self.head, h, block.ids if self.has_ids else None, offset)
         for column, w in self.head.tiles(self.columns, self.scratch):
             raw = self.latest.fresh(w, column, self.scratch)
             yield column, block.cool(self.latest.logits(raw, self.latest.offset, column, self.scratch))

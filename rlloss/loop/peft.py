@@ -1,10 +1,11 @@
-"""The reference of an adapted policy is the policy without its adapters: no second copy of the weights."""
+"""Adapters of PEFT: a policy gets them, and its reference is the policy without them, no second copy of the weights."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
-__all__ = ["WithoutAdapters"]
+__all__ = ["WithoutAdapters", "with_adapters"]
 
 
 class WithoutAdapters(nn.Module):
@@ -28,6 +29,23 @@ class WithoutAdapters(nn.Module):
     def model(self) -> Any:
         """The policy."""
         return self._model[0]
+
+
+def with_adapters(model: Any, config: Any, *, lora: Mapping[str, Any], quantized: bool) -> Any:
+    """The causal LM with new adapters, by `peft.get_peft_model`.
+
+    Args:
+        config: One of peft's; None for LoRA.
+        lora: The options of LoRA, of peft's LoraConfig.
+        quantized: Whether the model was loaded in 4 or 8 bits.
+    """
+    import peft
+
+    if config is None:
+        config = peft.LoraConfig(**lora, task_type="CAUSAL_LM")
+    if quantized:
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return peft.get_peft_model(model, config)
 
 
 def _check_frozen(model: Any) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rlloss.loop.frozen import frozen_copy
-from rlloss.loop.peft import WithoutAdapters
+from rlloss.loop.peft import WithoutAdapters, with_adapters
 from rlloss.loop.pretrained import (
     check_quantization,
     default_device,
@@ -136,20 +136,14 @@ def _dtype(dtype: str | torch.dtype | None) -> torch.dtype:
 
 
 def _adapted(model: Any, values: Mapping[str, Any]) -> Any:
-    import peft
-
-    modules, config = values["lora_target_modules"], values["peft_config"]
-    if config is None:
-        config = peft.LoraConfig(
-            r=values["lora_r"],
-            lora_alpha=values["lora_alpha"],
-            lora_dropout=values["lora_dropout"],
-            target_modules="all-linear" if modules is None else modules,
-            task_type="CAUSAL_LM",
-        )
-    if values["quantization"]:
-        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    return peft.get_peft_model(model, config)
+    modules = values["lora_target_modules"]
+    lora = {
+        "r": values["lora_r"],
+        "lora_alpha": values["lora_alpha"],
+        "lora_dropout": values["lora_dropout"],
+        "target_modules": "all-linear" if modules is None else modules,
+    }
+    return with_adapters(model, values["peft_config"], lora=lora, quantized=bool(values["quantization"]))
 
 
 def _checkpoint(model: Any) -> None:
