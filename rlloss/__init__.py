@@ -49,6 +49,7 @@ from rlloss.output import (
     scalars,
     waist_gradient,
 )
+from rlloss.parallel import VocabShard
 from rlloss.policy import ClippedPolicyLoss, PolicyBatch, PolicyLoss, PolicyOptions
 from rlloss.preference import PreferenceLoss, logistic_loss
 from rlloss.protocol import Loss
@@ -97,6 +98,7 @@ __all__ = [
     "ScalarModel",
     "TokenDivergences",
     "TokenStats",
+    "VocabShard",
     "hidden_logprobs",
     "linear_divergences",
     "linear_logprobs",

@@ -1,18 +1,19 @@
 """What every way of scoring tokens against ids checks, and one temperature per token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rlloss._checks import check_device, check_mask, nearest
+from rlloss._checks import check_choice, check_device, check_mask, nearest
 
 __all__ = [
     "ABSENT",
     "by_name",
     "check_bytes",
     "check_head",
+    "check_impl",
     "check_positive",
     "check_scored",
     "check_vocab_size",
@@ -83,6 +84,15 @@ def check_bytes(who: str, **sizes: int | None) -> None:
     for name, size in sizes.items():
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
             raise ValueError(f"{who}: {name} must be a number of bytes, got {size!r}")
+
+
+def check_impl(who: str, impl: str, known: Sequence[str], why_not_triton: Callable[[], str | None]) -> None:
+    """Raises ValueError for an implementation that is not `known`, and for Triton where something keeps it away."""
+    check_choice(who, "impl", impl, known)
+    if impl != "triton" or torch.compiler.is_compiling():  # a compiler traces no search for packages and devices
+        return
+    if reason := why_not_triton():
+        raise ValueError(f"{who}: impl='triton' is impossible here: {reason}; impl='auto' takes plain PyTorch")
 
 
 def check_positive(who: str, name: str, value: float) -> None:

@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, get_args
 
 import rlloss_kernels
 import torch
-from rlloss_kernels import DIVERGENCES, statistics_dtype
+from rlloss_kernels import DIVERGENCES, IMPLEMENTATIONS, statistics_dtype, why_not_triton
 from torch import Tensor
 
 from rlloss._checks import check_choice, check_range
@@ -14,12 +14,14 @@ from rlloss._scoring import (
     by_name,
     check_bytes,
     check_head,
+    check_impl,
     check_positive,
     check_scored,
     check_vocab_size,
     token_temperature,
 )
 from rlloss._typing import Bool, Float, Int
+from rlloss.parallel import VocabShard, check_shard, kernel_shard, local_head
 from rlloss.surrogate import bounded
 
 __all__ = [
@@ -141,7 +143,9 @@ def token_divergences(
     alpha: float = 0.5,
     beta: float = 0.5,
     outputs: Sequence[str] = ("reverse_kl",),
+    impl: str = "auto",
     scratch_bytes: int | None = None,
+    vocab_shard: VocabShard | None = None,
 ) -> TokenDivergences:
     """Exact divergences between softmax(logits / temperature) and softmax(ref_logits / temperature).
 
@@ -157,7 +161,9 @@ def token_divergences(
         alpha: Order of `renyi`, above 0 and not 1.
         beta: The reference's share of the mixture of `js`, between 0 and 1.
         outputs: Names of the divergences wanted.
+        impl: As for `token_logprobs`.
         scratch_bytes: Bound of the memory for tiles; a good size for a CPU's caches where None.
+        vocab_shard: Which part of the vocabulary both columns are, where other ranks have the rest.
 
     >>> token_divergences(torch.zeros(1, 2), torch.tensor([[0.0, -torch.inf]]), outputs=["forward_kl"]).forward_kl
     tensor([0.6931])
@@ -169,17 +175,21 @@ def token_divergences(
     _check_pair(who, logits, ref_logits, (logits.shape[-1], ref_logits.shape[-1]), vocab_size)
     _check_orders(who, alpha, beta)
     check_bytes(who, scratch_bytes=scratch_bytes)
+    check_impl(who, impl, IMPLEMENTATIONS, lambda: why_not_triton(logits.device, logits.dtype))
+    columns = min(logits.shape[-1], ref_logits.shape[-1])
     found = rlloss_kernels.logits_divergences(
         logits,
         ref_logits,
         ids=ids,
         loss_mask=loss_mask,
         temperature=token_temperature(who, temperature, scored, statistics_dtype(logits.dtype)),
-        vocabulary=vocab_size,
+        vocabulary=check_shard(who, vocab_shard, columns, vocab_size),
         outputs=outputs,
         alpha=alpha,
         beta=beta,
+        impl=impl,
         scratch_bytes=scratch_bytes,
+        shard=kernel_shard(vocab_shard),
     )
     return TokenDivergences(**by_name(found, DIVERGENCES, scored, outputs))
 
@@ -203,7 +213,9 @@ def linear_divergences(
     alpha: float = 0.5,
     beta: float = 0.5,
     outputs: Sequence[str] = ("reverse_kl",),
+    impl: str = "auto",
     scratch_bytes: int | None = None,
+    vocab_shard: VocabShard | None = None,
 ) -> TokenDivergences:
     """Exact divergences between two models from their hidden states and heads, without the logits of either.
 
@@ -216,6 +228,8 @@ def linear_divergences(
     tensor([0., 0., 0.])
     """
     who = "linear_divergences"
+    hidden, weight, bias, vocab_shard = local_head(who, hidden, weight, bias, vocab_shard)
+    ref_hidden, ref_weight, ref_bias, vocab_shard = local_head(who, ref_hidden, ref_weight, ref_bias, vocab_shard)
     scored = _ids_or_none(who, "hidden", hidden, ids, outputs)
     check_scored(who, "hidden", hidden, scored, loss_mask, outputs, DIVERGENCES)
     check_scored(who, "ref_hidden", ref_hidden, scored, loss_mask, outputs, DIVERGENCES)
@@ -229,6 +243,8 @@ def linear_divergences(
             check_positive(who, name, number)
     for name, number in {"logit_scale": logit_scale, "ref_logit_scale": ref_logit_scale}.items():
         check_positive(who, name, number)
+    check_impl(who, impl, IMPLEMENTATIONS, lambda: why_not_triton(hidden.device, hidden.dtype))
+    columns = min(len(weight), len(ref_weight))
     found = rlloss_kernels.linear_divergences(
         hidden,
         weight,
@@ -241,11 +257,13 @@ def linear_divergences(
         temperature=token_temperature(who, temperature, scored, statistics_dtype(hidden.dtype)),
         softcaps=(softcap, ref_softcap),
         logit_scales=(logit_scale, ref_logit_scale),
-        vocabulary=vocab_size,
+        vocabulary=check_shard(who, vocab_shard, columns, vocab_size),
         outputs=outputs,
         alpha=alpha,
         beta=beta,
+        impl=impl,
         scratch_bytes=scratch_bytes,
+        shard=kernel_shard(vocab_shard),
     )
     return TokenDivergences(**by_name(found, DIVERGENCES, scored, outputs))
 

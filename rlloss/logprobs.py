@@ -5,15 +5,24 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from rlloss_kernels import STATISTICS, kept_logits, linear_statistics, logits_statistics, statistics_dtype
+from rlloss_kernels import (
+    IMPLEMENTATIONS,
+    STATISTICS,
+    kept_logits,
+    linear_statistics,
+    logits_statistics,
+    statistics_dtype,
+    why_not_triton,
+)
 from torch import Tensor
 
-from rlloss._checks import check_choice, check_full_precision
+from rlloss._checks import check_full_precision
 from rlloss._scoring import (
     ABSENT,
     by_name,
     check_bytes,
     check_head,
+    check_impl,
     check_positive,
     check_scored,
     check_vocab_size,
@@ -21,6 +30,7 @@ from rlloss._scoring import (
     token_temperature,
 )
 from rlloss._typing import Bool, Float, Int
+from rlloss.parallel import VocabShard, check_shard, check_whole, kernel_shard, local_head
 from rlloss.reduce import sequence_mean, sequence_sum
 
 __all__ = ["TokenStats", "linear_logprobs", "sequence_logps", "sequence_mean_logps", "token_logprobs"]
@@ -48,7 +58,9 @@ def token_logprobs(
     vocab_size: int | None = None,
     kept_ids: Int[Tensor, "*tokens K"] | None = None,
     outputs: Sequence[str] = ("logprobs",),
+    impl: str = "auto",
     scratch_bytes: int | None = None,
+    vocab_shard: VocabShard | None = None,
 ) -> TokenStats:
     """Log-probs of `ids` under softmax(logits / temperature): row i of the logits is scored against `ids[i]`.
 
@@ -64,7 +76,11 @@ def token_logprobs(
         kept_ids: The ids that a sampler with top-k, top-p or min-p had kept, each once; below 0 for none. The softmax
             is over these alone, and an id that is not among them has log-prob -inf.
         outputs: Names of the statistics wanted.
+        impl: "triton", "tiled" for plain PyTorch, or "auto": Triton on an NVIDIA GPU for all dtypes but float64, and
+            tiles everywhere else. In Triton an id outside of the vocabulary fails an assertion on the device, since to
+            raise IndexError would be to wait for it.
         scratch_bytes: Bound of the memory for tiles; a good size for a CPU's caches where None.
+        vocab_shard: Which part of the vocabulary the columns are, where other ranks have the rest.
 
     >>> token_logprobs(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1])).logprobs
     tensor([-0.6931, -0.6931])
@@ -73,8 +89,11 @@ def token_logprobs(
     check_scored(who, "logits", logits, ids, loss_mask, outputs, STATISTICS)
     check_vocab_size(who, vocab_size, logits.shape[-1])
     check_bytes(who, scratch_bytes=scratch_bytes)
+    check_impl(who, impl, IMPLEMENTATIONS, lambda: why_not_triton(logits.device, logits.dtype))
+    vocab_size = check_shard(who, vocab_shard, logits.shape[-1], vocab_size)
     places = ids
     if kept_ids is not None:
+        check_whole(who, vocab_shard)
         kept_ids = kept_that_count(who, kept_ids, ids, loss_mask, outputs)
         logits = logits.gather(-1, kept_ids.clamp(min=0).long()).masked_fill(kept_ids < 0, -math.inf)
         logits, places, vocab_size = *_among(logits, kept_ids, ids), None
@@ -85,7 +104,9 @@ def token_logprobs(
         temperature=token_temperature(who, temperature, ids, statistics_dtype(logits.dtype)),
         vocabulary=vocab_size,
         outputs=outputs,
+        impl=impl,
         scratch_bytes=scratch_bytes,
+        shard=kernel_shard(vocab_shard),
     )
     return TokenStats(**by_name(statistics, STATISTICS, ids, outputs))
 
@@ -106,6 +127,7 @@ def linear_logprobs(
     impl: str = "auto",
     scratch_bytes: int | None = None,
     cache_bytes: int = 0,
+    vocab_shard: VocabShard | None = None,
 ) -> TokenStats:
     """Log-probs of `ids` under a head on `hidden`, without the logits: row i is scored against `ids[i]`.
 
@@ -128,24 +150,30 @@ def linear_logprobs(
         vocab_size: How many rows of the weight are tokens, where it is padded to a round number.
         kept_ids: As for `token_logprobs`; only these logits are ever made.
         outputs: Names of the statistics wanted.
-        impl: "tiled" is plain PyTorch, for every device; "auto" chooses.
+        impl: As for `token_logprobs`.
         scratch_bytes: Bound of the memory for tiles, beside a few numbers per row of `hidden`; a good size where None.
-        cache_bytes: What the forward pass may keep of its tiles, so that the backward pass need not make them again.
+        cache_bytes: What the forward pass may keep of its tiles, so that the backward pass need not make them again;
+            Triton keeps none.
+        vocab_shard: Which part of the vocabulary the weight's rows are, where other ranks have the rest. For DTensors,
+            see `VocabShard.of`; it need not be told where `hidden` is one too.
 
     >>> hidden, weight = torch.zeros(1, 4, 8), torch.ones(5, 8)
     >>> linear_logprobs(hidden, weight, torch.tensor([[0, 1, 2, 3]]), outputs=["entropy"]).entropy
     tensor([[1.6094, 1.6094, 1.6094, 1.6094]])
     """
     who = "linear_logprobs"
-    check_choice(who, "impl", impl, ("auto", "tiled"))
+    hidden, weight, bias, vocab_shard = local_head(who, hidden, weight, bias, vocab_shard)
     check_scored(who, "hidden", hidden, ids, loss_mask, outputs, STATISTICS)
     check_head(who, hidden, weight, bias)
     check_vocab_size(who, vocab_size, len(weight))
     check_bytes(who, scratch_bytes=scratch_bytes, cache_bytes=cache_bytes)
+    check_impl(who, impl, IMPLEMENTATIONS, lambda: why_not_triton(hidden.device, hidden.dtype))
+    vocab_size = check_shard(who, vocab_shard, len(weight), vocab_size)
     if softcap is not None:
         check_positive(who, "softcap", softcap)
     check_positive(who, "logit_scale", logit_scale)
     if kept_ids is not None:
+        check_whole(who, vocab_shard)
         kept = kept_that_count(who, kept_ids, ids, loss_mask, outputs)
         z = logit_scale * kept_logits(hidden, weight, bias, kept, scratch_bytes=scratch_bytes)
         z = z if softcap is None else torch.where(kept < 0, z, softcap * torch.tanh(z / softcap))
@@ -162,7 +190,9 @@ def linear_logprobs(
         vocabulary=vocab_size,
         outputs=outputs,
         cache_bytes=cache_bytes,
+        impl=impl,
         scratch_bytes=scratch_bytes,
+        shard=kernel_shard(vocab_shard),
     )
     return TokenStats(**by_name(statistics, STATISTICS, ids, outputs))
 

@@ -1,11 +1,15 @@
 """The losses that the laws are proved for: a new loss joins by one line in CASES, and so does a new option."""
 
 import math
+import os
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -37,6 +41,9 @@ from rlloss import (
     SimPOLoss,
     ValueLoss,
 )
+
+if not torch.cuda.is_available():  # the interpreter tests the kernels on the CPU; triton asks once, at its import
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 CARRIES_GRADIENT = {
     "logprobs",
@@ -364,6 +371,111 @@ def threads_put_back() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """Where Triton's kernels run: a GPU, or the CPU by the interpreter; memory that nobody has written holds NaN."""
+
+    def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            x = make(*args, **kwargs)
+            return x.fill_(math.nan if x.is_floating_point() else 1)
+
+        return made
+
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
+    if torch.cuda.is_available():
+        yield torch.device("cuda")
+        return
+    from triton.runtime import interpreter
+
+    cut = interpreter._convert_float
+
+    def rounded(x: np.ndarray, source: Any, target: Any, mode: Any) -> np.ndarray:
+        """To bfloat16 as a GPU rounds, to the nearest, where the interpreter cuts."""
+        if (source.name, target.name) != ("fp32", "bf16"):
+            return cut(x, source, target, mode)
+        near = torch.from_numpy(np.array(x, dtype=np.float32)).to(torch.bfloat16)
+        return near.view(torch.int16).numpy().view(np.uint16).reshape(x.shape)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN slice")
+        yield torch.device("cpu")
+
+
+class SimulatedGroup:
+    """Ranks as threads that run one at a time, in the place of torch.distributed; turns change at collectives.
+
+    The interpreter of Triton has but one state for all threads.
+    """
+
+    group_name = "simulated"
+
+    def __init__(self, size: int):
+        self.size, self.turn, self.meeting = size, threading.Lock(), threading.Barrier(size)
+        self.slots = [torch.zeros(())] * size
+        self.own = threading.local()
+
+    def get_world_size(self, group: object) -> int:
+        return self.size
+
+    def all_gather(self, out: list[Tensor], x: Tensor, group: object) -> None:
+        self.slots[self.own.rank] = x.clone()
+        self._meet()
+        for to, slot in zip(out, list(self.slots), strict=True):
+            to.copy_(slot)
+        self._meet()
+
+    def all_reduce(self, x: Tensor, group: object) -> None:
+        self.slots[self.own.rank] = x.clone()
+        self._meet()
+        x.copy_(torch.stack(self.slots).sum(0))
+        self._meet()
+
+    def _meet(self) -> None:
+        self.turn.release()
+        self.meeting.wait()
+        self.turn.acquire()
+
+    def run(self, work: Callable[[int], Any]) -> list[Any]:
+        """What `work(rank)` returns on every rank."""
+        results: list[Any] = [None] * self.size
+        errors: list[BaseException] = []
+
+        def one(rank: int) -> None:
+            self.own.rank = rank
+            with self.turn, np.errstate(all="ignore"):
+                try:
+                    results[rank] = work(rank)
+                except BaseException as error:
+                    errors.append(error)
+                    self.meeting.abort()
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(self.size)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        return results
+
+
+@pytest.fixture
+def simulated_group(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], SimulatedGroup]:
+    """Makes a group of that many simulated ranks, which the kernels then take for torch.distributed."""
+    from rlloss_kernels import shards
+
+    def make(size: int) -> SimulatedGroup:
+        group = SimulatedGroup(size)
+        monkeypatch.setattr(shards, "dist", group)
+        monkeypatch.setattr(shards, "resolved", lambda name: group)
+        return group
+
+    return make
 
 
 @pytest.fixture

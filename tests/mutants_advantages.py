@@ -1,4 +1,4 @@
-"""Mutants of what makes rewards and advantages: group, gae, whiten, shaping, running."""
+"""Mutants of what makes rewards and advantages: group, gae and its recurrence, whiten, shaping, running."""
 
 STD = "(_group_sum(centred.square(), group) / (sizes - 1).clamp(min=1)).sqrt()"
 BATCH_STD = "(deviation.square().sum() / (valid.sum() - 1).clamp(min=1)).sqrt()"
@@ -73,7 +73,7 @@ GROUP = [
     ),
 ]
 
-RETURNS = "cu_seqlens).mul_(gamma).add_(rewards)"
+RETURNS = "impl).mul_(gamma).add_(rewards)"
 OUTPUTS = "(returns - values).to(values.dtype), returns.to(values.dtype)"
 OWN = ".add_(values, alpha=1 - gae_lambda).add_(rewards, alpha=gae_lambda)"
 DISCOUNT = "gamma * gae_lambda\n"
@@ -128,6 +128,20 @@ GAE = [
     ("layout", "the token's own worth, not the next one's", "return worth[..., 1:]", "return worth[..., :-1]"),
     ("layout", "the worth before", "return worth[..., 1:]", "return worth.roll(1, -1)[..., :-1]"),
     ("layout", "a sequence begins one later", "cu_seqlens[1:].long()", "cu_seqlens[1:].long() - 1"),
+    ("clip", "nothing cuts in a pack", "cuts=cu_seqlens is not None or discount == 0", "cuts=discount == 0"),
+    ("default", "a truncated sequence has ended", "if last_value is None else", "if True else"),
+    ("stop", "rewards", "rewards.detach()", "rewards"),
+    ("stop", "values", "values.detach()", "values"),
+    ("stop", "last_value", "last_value.detach()", "last_value"),
+    (
+        "swap",
+        "the implementation is not the one asked for",
+        "cuts=cu_seqlens is not None or discount == 0, impl=impl",
+        "cuts=cu_seqlens is not None or discount == 0",
+    ),
+]
+
+RECURRENCE = [
     ("layout", "the partner before", "even_b[..., 1:], cuts", "even_b[..., :-1], cuts"),
     (
         "layout",
@@ -136,11 +150,44 @@ GAE = [
         "behind = odd_b.shape[-1] - 1, even_b.shape[-1] - 1",
     ),
     ("clip", "NaN passes the end of a sequence", "torch.where(a == 0, 0, a * y)", "a * y"),
-    ("clip", "nothing cuts in a pack", "cuts=cu_seqlens is not None or discount == 0", "cuts=discount == 0"),
-    ("default", "a truncated sequence has ended", "if last_value is None else", "if True else"),
-    ("stop", "rewards", "rewards.detach()", "rewards"),
-    ("stop", "values", "values.detach()", "values"),
-    ("stop", "last_value", "last_value.detach()", "last_value"),
+    ("clip", "float64 is refused", "implementation(impl, b, dtype=torch.float32)", "implementation(impl, b)"),
+]
+
+AT = "(chunk + 1) * blocks - 1 - step"
+SCAN = [
+    ("sign", "what stands behind is taken away", "return b + a *", "return b - a *"),
+    ("swap", "the order of two steps", "_step(a, b, b_behind)", "_step(a_behind, b_behind, b)"),
+    ("swap", "two steps have the decay of the one in front", "return a * a_behind,", "return a,"),
+    ("clip", "NaN passes the end of a sequence", "tl.where(a == 0, 0.0, y)", "y"),
+    ("clip", "folds in float32", "chunks, dtype=torch.float64", "chunks, dtype=torch.float32"),
+    (
+        "clip",
+        "the y behind a chunk in float32",
+        "other=0.0).to(tl.float64)\n    for",
+        "other=0.0).to(tl.float32).to(tl.float64)\n    for",
+    ),
+    ("layout", "blocks run forward", "(BLOCK - 1 - tl.arange(0, BLOCK))", "tl.arange(0, BLOCK)"),
+    ("layout", "a chunk is walked from its first block", AT, "chunk * blocks + step", {"times": 2}),
+    ("layout", "a block's last token is handed on", "== BLOCK - 1, x, 0.0)", "== 0, x, 0.0)"),
+    ("layout", "a chunk is handed its own y", "tl.load(behind + program + 1", "tl.load(behind + program"),
+    ("layout", "a row runs into the next", "mask=chunk + 1 < chunks", "mask=program + 1 < tl.num_programs(0)"),
+    ("layout", "a chunk's blocks are not joined", "y = _last(solution, BLOCK)", "pass"),
+    ("layout", "a fold is that of its first block", "product *= _last(decay, BLOCK)", "product = _last(decay, BLOCK)"),
+    ("layout", "a fold forgets the blocks behind", "_last(_step(decay, worth, y), BLOCK)", "_last(worth, BLOCK)"),
+    ("layout", "folds are not solved", "        _scan_rows_(fold_a, behind)\n", ""),
+    (
+        "layout",
+        "the last chunk is not there",
+        "chunks = triton.cdiv(columns, blocks * BLOCK)",
+        "chunks = columns // (blocks * BLOCK) or 1",
+    ),
+    ("layout", "strided rows are solved in a copy", "        b.copy_(y)", "        pass"),
+    (
+        "mask",
+        "what lies behind a row is seen",
+        "worth = tl.load(b + t, mask=t < columns, other=0.0)",
+        "worth = tl.load(b + t)",
+    ),
 ]
 
 WHITENED = "centred * (sample_variance(moments) + eps).rsqrt()"
@@ -301,6 +348,8 @@ RUNNING = [
 MUTANTS = [
     ("group", "rlloss/advantages/group.py", GROUP),
     ("gae", "rlloss/advantages/gae.py", GAE),
+    ("recurrence", "kernels/rlloss_kernels/recurrence.py", RECURRENCE),
+    ("scan", "kernels/rlloss_kernels/gpu/scan.py", SCAN),
     ("whiten", "rlloss/advantages/whiten.py", WHITEN),
     ("shaping", "rlloss/advantages/shaping.py", SHAPING),
     ("running", "rlloss/advantages/running.py", RUNNING),

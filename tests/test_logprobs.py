@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from rlloss_kernels import STATISTICS, blocks, linear, plan
+from rlloss_kernels import STATISTICS, blocks, linear, linear_tiled, plan
 from rlloss_kernels import logits as logits_entry
 from torch._dynamo.utils import counters
 from torch.autograd import gradcheck
@@ -118,7 +118,7 @@ def tiles(request, monkeypatch):
     """Once as it is, and once with tiles so small that every case takes many."""
     if request.param == "tiny":
         monkeypatch.setattr(logits_entry, "SCRATCH_BYTES", 1)
-        monkeypatch.setattr(linear, "SCRATCH_BYTES", 1)
+        monkeypatch.setattr(linear_tiled, "SCRATCH_BYTES", 1)
         monkeypatch.setattr(plan, "COLUMNS", 37)
 
 
@@ -638,7 +638,7 @@ def test_only_inputs_and_a_few_numbers_per_token_are_saved(entry, layout):
 @pytest.mark.parametrize("layout", ["contiguous", "sliced"])
 @pytest.mark.parametrize("entry", ["logits", "head"])
 def test_nothing_of_the_size_of_the_logits_is_made(entry, layout, monkeypatch):
-    for entry_module in (linear, logits_entry):
+    for entry_module in (linear_tiled, logits_entry):
         monkeypatch.setattr(entry_module, "SCRATCH_BYTES", 1 << 17)
     hidden, weight, logits, ids = inputs((4, 41, 8), (5000, 8), (4, 41, 5000), ((4, 40), 5000))
     x = logits if entry == "logits" else hidden
@@ -797,8 +797,16 @@ ERRORS = [
     (scored_by_head, {"softcap": -30.0}, "softcap"),
     (scored_by_head, {"logit_scale": 0.0}, "logit_scale"),
     (scored_by_head, {"logit_scale": math.nan}, "logit_scale"),
-    (scored_by_head, {"impl": "tilde"}, r"impl must be one of \['auto', 'tiled'\], got 'tilde'; did you mean 'tiled'"),
-    (scored_by_head, {"impl": "triton"}, "impl must be one of"),
+    (
+        scored_by_head,
+        {"impl": "tilde"},
+        r"impl must be one of \['auto', 'tiled', 'triton'\], got 'tilde'; did you mean 'tiled'",
+    ),
+    (
+        scored_by_head,
+        {"impl": "triton", "hidden": torch.zeros(2, 3, 4).double(), "weight": torch.zeros(7, 4).double()},
+        "impl='triton' is impossible here: .*float64; impl='auto' takes plain PyTorch",
+    ),
     (scored, {"vocab_size": 8}, "vocab_size must be an integer from 1 to the 7 columns of the logits, got 8"),
     (scored_by_head, {"vocab_size": 0}, "vocab_size must be an integer from 1 to the 7"),
     (scored, {"scratch_bytes": -1}, "scratch_bytes must be a number of bytes, got -1"),

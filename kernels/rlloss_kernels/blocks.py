@@ -42,9 +42,18 @@ class Tokens(NamedTuple):
 
 
 def tokens_that_count(
-    ids: Tensor, loss_mask: Tensor | None, temperature: Tensor | None, vocabulary: int, grad: Tensor | None = None
+    ids: Tensor,
+    loss_mask: Tensor | None,
+    temperature: Tensor | None,
+    vocabulary: int,
+    grad: Tensor | None = None,
+    *,
+    first: int = 0,
 ) -> Tokens:
-    """The tokens inside `loss_mask` and, in the backward pass, with an upstream gradient [5, N] other than 0."""
+    """The tokens inside `loss_mask` and, in the backward pass, with an upstream gradient [5, N] other than 0.
+
+    Their ids are counted from `first` on, the first column of a shard, and may lie outside of it.
+    """
     counts = torch.ones_like(ids, dtype=torch.bool).flatten() if loss_mask is None else loss_mask.flatten()
     if grad is not None:
         counts = counts & (grad != 0).any(0)
@@ -57,7 +66,8 @@ def tokens_that_count(
                 f"ids of tokens that count must lie in [0, {vocabulary}), got {low} to {high}; a position without a "
                 "target, such as -100, needs loss_mask=False"
             )
-    return Tokens(positions, ids, None if temperature is None else temperature.flatten()[positions])
+    temperature = None if temperature is None else temperature.flatten()[positions]
+    return Tokens(positions, ids - first if first else ids, temperature)
 
 
 class Rows:

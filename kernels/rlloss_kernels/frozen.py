@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from rlloss_kernels.blocks import Scratch, Tokens, tokens_that_count
-from rlloss_kernels.head import Head, Products
+from rlloss_kernels.head import Head, Products, target_rows
+from rlloss_kernels.implementation import implementation
 from rlloss_kernels.statistics import State
 from rlloss_kernels.sums import add_product
 
@@ -51,9 +52,14 @@ def frozen_backward(
     softcap: float | None,
     logit_scale: float,
     vocabulary: int,
+    impl: str,
 ) -> Tensor:
     """The gradient [N, H] of hidden: logsumexp is z_y - log p_y, so its gradient is what z_y's has more."""
     head = Head(weight, None, softcap, logit_scale, vocabulary)
+    if implementation(impl, direction) == "triton":
+        from rlloss_kernels.gpu import frozen as gpu
+
+        return gpu.backward(grad, state, direction, head, ids, loss_mask, temperature)
     result = torch.zeros_like(direction)
     for _, block in tokens_that_count(ids, loss_mask, temperature, vocabulary, grad).blocks(1024):
         logp, logsumexp = grad[0, block.positions, None], grad[2, block.positions, None]
@@ -74,7 +80,7 @@ def _(grad: Tensor, state: Tensor, direction: Tensor, *args: object) -> Tensor:
 
 def _target_rows(head: Head, state: State, block: Tokens) -> Tensor:
     """slope_y w_y, [n, H]."""
-    rows = head.weight[block.ids].to(head.dtype)
+    rows = target_rows(head.weight, block.ids).to(head.dtype)
     if head.softcap is None:
         return rows
     z = block.uncool(state.shift + state.log_mass - state.x)

@@ -140,9 +140,16 @@ class Products:
         return raw.amax(1).float()
 
 
+def target_rows(weight: Tensor, ids: Tensor) -> Tensor:
+    """The rows of the targets, [n, H]; any row for a target that is none of them, which has no part in anything."""
+    return weight[ids.clamp(0, len(weight) - 1)]
+
+
 def row_dots(h: Tensor, weight: Tensor, ids: Tensor, rows: int = 256) -> Tensor:
     """The products of each row with its own row of the weight, in float32."""
-    dots = [(x.float() * weight[i].float()).sum(1) for x, i in zip(h.split(rows), ids.split(rows), strict=True)]
+    dots = [
+        (x.float() * target_rows(weight, i).float()).sum(1) for x, i in zip(h.split(rows), ids.split(rows), strict=True)
+    ]
     return torch.cat(dots) if dots else h.new_zeros(0, dtype=torch.float32)
 
 

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from rlloss_kernels.blocks import Rows, Scratch, Tokens, statistics_dtype, tokens_that_count
+from rlloss_kernels.implementation import implementation
 from rlloss_kernels.plan import rows_of_block
+from rlloss_kernels.shards import Shard, gathered
 from rlloss_kernels.statistics import STATISTICS, OnlineSoftmax, Sums, gradient_rows
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
@@ -25,16 +27,19 @@ def logits_statistics(
     vocabulary: int | None = None,
     outputs: Sequence[str] = STATISTICS,
     scratch_bytes: int | None = None,
+    impl: str = "auto",
+    shard: tuple[int, int, str] | None = None,
 ) -> Tensor:
     """Statistics `[5, N]` of the rows of `logits` [*tokens, V] / `temperature` [*tokens], scored against `ids`.
 
     In the order of STATISTICS; 0 in rows outside `loss_mask` and for names not in `outputs`. Columns from `vocabulary`
-    on do not exist.
+    on do not exist. With a `shard` the logits are its columns, and their gradient is this rank's own.
     """
     wanted = [name in outputs for name in STATISTICS]
-    size = logits.shape[-1] if vocabulary is None else vocabulary
+    columns = logits.shape[-1] if vocabulary is None else vocabulary
     budget = SCRATCH_BYTES if scratch_bytes is None else scratch_bytes
-    return _forward(logits, ids, loss_mask, temperature, size, wanted, budget)[0]
+    options = (columns, *Shard.made(shard, columns), wanted, budget, impl)
+    return _forward(logits, ids, loss_mask, temperature, *options)[0]
 
 
 @torch.library.custom_op("rlloss_kernels::logits_forward", mutates_args=())
@@ -43,25 +48,36 @@ def _forward(
     ids: Tensor,
     loss_mask: Tensor | None,
     temperature: Tensor | None,
-    vocabulary: int,
+    columns: int,
+    first: int,
+    total: int,
+    group: str,
     wanted: list[bool],
     scratch_bytes: int,
+    impl: str,
 ) -> tuple[Tensor, Tensor]:
-    statistics, state = no_statistics(logits, ids, 5)
-    tokens = tokens_that_count(ids, loss_mask, temperature, vocabulary)
+    (statistics, state), shard = no_statistics(logits, ids, 5), Shard(first, total, group)
+    if implementation(impl, logits) == "triton":
+        from rlloss_kernels.gpu import logits as gpu
+
+        gpu.forward(logits, ids, loss_mask, temperature, columns, shard, flags(wanted), statistics, state)
+        return statistics, state
+    tokens = tokens_that_count(ids, loss_mask, temperature, total, first=first)
     found: dict[int, Sums] = {}
 
     def work(blocks: Sequence[tuple[slice, Tokens]]) -> None:
-        tiles = LogitTiles(logits, vocabulary)
+        source = LogitTiles(logits, columns)
         for at, block in blocks:
-            softmax, z = OnlineSoftmax(block.ids, tiles.dtype, wanted), tiles.read(block)
-            softmax.absorb(z, tiles.scratch.tile("spare", *z.shape))
+            softmax = OnlineSoftmax(block.ids, source.dtype, wanted)
+            for _, z in source.tiles(block):
+                softmax.absorb(z, source.scratch.tile("spare", *z.shape))
             found[at.start] = softmax.sums
 
-    in_parallel(work, _shares(tokens, logits, vocabulary, scratch_bytes))
+    in_parallel(work, _shares(tokens, logits, columns, scratch_bytes))
     if found:
         sums = Sums.joined([found[start] for start in sorted(found)])
-        statistics[:, tokens.positions], state[:, tokens.positions] = sums.close(vocabulary)
+        sums = sums.merged(gathered(sums.packed, group)) if shard.is_part else sums
+        statistics[:, tokens.positions], state[:, tokens.positions] = sums.close(total)
     return statistics, state
 
 
@@ -73,21 +89,31 @@ def _backward(
     ids: Tensor,
     loss_mask: Tensor | None,
     temperature: Tensor | None,
-    vocabulary: int,
+    columns: int,
+    first: int,
+    total: int,
+    group: str,
+    wanted: list[bool],
     scratch_bytes: int,
+    impl: str,
 ) -> Tensor:
-    tokens = tokens_that_count(ids, loss_mask, temperature, vocabulary, grad)
-    gradient = gradient_rows(state[:, tokens.positions], grad[:, tokens.positions], vocabulary, tokens.factor)
-    d_logits = LogitGradient(logits, tokens, vocabulary)
+    if implementation(impl, logits) == "triton":
+        from rlloss_kernels.gpu import logits as gpu
+
+        shard = Shard(first, total, group)
+        return gpu.backward(grad, state, logits, ids, loss_mask, temperature, columns, shard, flags(wanted))
+    tokens = tokens_that_count(ids, loss_mask, temperature, total, grad, first=first)
+    gradient = gradient_rows(state[:, tokens.positions], grad[:, tokens.positions], total, tokens.factor)
+    d_logits = LogitGradient(logits, tokens, columns)
 
     def work(blocks: Sequence[tuple[slice, Tokens]]) -> None:
-        tiles = LogitTiles(logits, vocabulary)
+        source = LogitTiles(logits, columns)
         for at, block in blocks:
-            z = tiles.read(block, d_logits.memory(at, tiles.dtype))
-            gradient.rows(at).overwrite(z, 0, block.ids, tiles.scratch.tile("spare", *z.shape))
-            d_logits.write(at, block, z)
+            for _, z in source.tiles(block, out=d_logits.memory(at, source.dtype)):
+                gradient.rows(at).overwrite(z, 0, block.ids, source.scratch.tile("spare", *z.shape))
+                d_logits.write(at, block, z)
 
-    in_parallel(work, _shares(tokens, logits, vocabulary, scratch_bytes))
+    in_parallel(work, _shares(tokens, logits, columns, scratch_bytes))
     return d_logits.whole
 
 
@@ -102,12 +128,12 @@ def _(grad: Tensor, state: Tensor, logits: Tensor, *args: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
-    logits, ids, loss_mask, temperature, ctx.vocabulary, _, ctx.scratch_bytes = inputs
+    logits, ids, loss_mask, temperature, *ctx.options = inputs
     ctx.save_for_backward(output[1], logits, ids, loss_mask, temperature)
 
 
 def _autograd(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return _backward(grad, *ctx.saved_tensors, ctx.vocabulary, ctx.scratch_bytes), *[None] * 6
+    return _backward(grad, *ctx.saved_tensors, *ctx.options), *[None] * 10
 
 
 _forward.register_autograd(_autograd, setup_context=_save)
@@ -116,18 +142,20 @@ _forward.register_autograd(_autograd, setup_context=_save)
 class LogitTiles:
     """The rows of the logits in the dtype of their statistics, read into memory that one thread works in."""
 
-    def __init__(self, logits: Tensor, vocabulary: int):
-        self.dtype, self.vocabulary = statistics_dtype(logits.dtype), vocabulary
-        self.source, self.scratch = Rows(logits[..., :vocabulary]), Scratch(logits, self.dtype)
+    def __init__(self, logits: Tensor, columns: int):
+        self.dtype, self.columns = statistics_dtype(logits.dtype), columns
+        self.source, self.scratch = Rows(logits[..., :columns]), Scratch(logits, self.dtype)
 
-    def read(self, block: Tokens, out: Tensor | None = None) -> Tensor:
-        """The block's rows, in `out` if it is given."""
-        z = self.scratch.tile("z", len(block.positions), self.vocabulary) if out is None else out
-        return block.cool(self.source.read(block, z))
+    def tiles(
+        self, block: Tokens, offset: Tensor | None = None, *, out: Tensor | None = None
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The column at which each tile begins, and the tile, to be overwritten, in `out` if it is given.
 
-    def tiles(self, block: Tokens, offset: Tensor | None = None) -> Iterator[tuple[int, Tensor]]:
-        """The column at which each tile begins, and the tile, to be overwritten: here a single one."""
-        yield 0, self.read(block)
+        Here a single one, and none for a shard that holds nothing but padding.
+        """
+        if self.columns:
+            z = self.scratch.tile("z", len(block.positions), self.columns) if out is None else out
+            yield 0, block.cool(self.source.read(block, z))
 
     rounds, offset = False, None  # there are no products to be centred
 
@@ -137,14 +165,14 @@ class LogitGradient:
 
     Args:
         tokens: Those whose rows will be written, each once.
-        vocabulary: The columns that will.
+        columns: Those that will.
     """
 
-    def __init__(self, logits: Tensor, tokens: Tokens, vocabulary: int):
+    def __init__(self, logits: Tensor, tokens: Tokens, columns: int):
         size = logits.shape[-1]
-        self.every = len(tokens.positions) * size == logits.numel() and vocabulary == size
+        self.every = len(tokens.positions) * size == logits.numel() and columns == size
         self.whole = logits.new_empty(logits.shape) if self.every else logits.new_zeros(logits.shape)
-        self.matrix = self.whole.view(-1, size)[:, :vocabulary]
+        self.matrix = self.whole.view(-1, size)[:, :columns]
 
     def memory(self, at: slice, dtype: torch.dtype) -> Tensor | None:
         """The rows themselves, if a tile of this dtype can be made in them."""
@@ -158,13 +186,17 @@ class LogitGradient:
             self.matrix[at] = dz
 
 
-def _shares(
-    tokens: Tokens, logits: Tensor, vocabulary: int, scratch_bytes: int
-) -> list[Sequence[tuple[slice, Tokens]]]:
+def _shares(tokens: Tokens, logits: Tensor, columns: int, scratch_bytes: int) -> list[Sequence[tuple[slice, Tokens]]]:
     """Blocks of rows for each worker, two tiles of which fit into its share of the scratch."""
-    of_row = 2 * vocabulary * statistics_dtype(logits.dtype).itemsize
+    of_row = 2 * max(columns, 1) * statistics_dtype(logits.dtype).itemsize
     rows = rows_of_block(len(tokens.positions), of_row, scratch_bytes, logits.device)
     return shares(list(tokens.blocks(rows)), worker_count(logits.device))
+
+
+def flags(wanted: Sequence[bool]) -> tuple[bool, bool, bool]:
+    """Whether the statistics that take sums of their own are wanted: entropy, sum_p2 and mean_logprob."""
+    _, entropy, _, sum_p2, mean_logprob = wanted
+    return entropy, sum_p2, mean_logprob
 
 
 def no_statistics(like: Tensor, ids: Tensor, states: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,17 @@ from torch import Tensor
 from rlloss_kernels.blocks import Rows, Scratch, Tokens, statistics_dtype, tokens_that_count
 from rlloss_kernels.head import Head, Products
 from rlloss_kernels.logits import LogitTiles
-from rlloss_kernels.pair import DIVERGENCES, MixtureSums, Orders, PairGradient, PairState, PairSums, RunningMeans
+from rlloss_kernels.pair import (
+    DIVERGENCES,
+    Orders,
+    PairState,
+    PairSums,
+    RunningSums,
+    completed,
+    merged_sums,
+    mixture_distances,
+)
+from rlloss_kernels.shards import Shard, gathered
 from rlloss_kernels.tile import Targets
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
@@ -43,9 +53,9 @@ class HeadTiles:
         """Whether there is anything to centre."""
         return self.head.rounds
 
-    def centre(self, sums: PairSums, means: RunningMeans, block: Tokens) -> Tensor | None:
+    def centre(self, sums: PairSums, means: RunningSums, block: Tokens) -> Tensor | None:
         """The offsets for a backward pass over the last block, where anything is to be centred."""
-        if not self.rounds:
+        if self.latest.offset is None:
             return None
         if sums.beside and means is sums.reference:
             return self.latest.centre_at(sums.policy.mean_beside, block)
@@ -54,84 +64,92 @@ class HeadTiles:
 
 def divergences_of_blocks(
     sources: Callable[[], Sequence[LogitTiles | HeadTiles]],
-    blocks: Sequence[tuple[slice, Tokens]],
+    tokens: Tokens,
+    rows: int,
     found: Tensor,
     state: Tensor,
     wanted: Sequence[bool],
     orders: Orders,
+    group: str,
 ) -> None:
     """Fills in `found` [8, N] and `state` [8, N]: PairState, and the offsets of the products of both.
 
     Args:
         sources: Makes the policy's and the reference's tiles, of which each worker has its own.
+        rows: Of a block.
+        group: Whose other ranks hold other columns of the logits.
     """
+    blocks = list(tokens.blocks(rows))
+    if not blocks:
+        return
+    parts = shares(blocks, worker_count(found.device))
     names = [name for name, want in zip(DIVERGENCES, wanted, strict=True) if want]
+    found_sums: dict[int, Tensor] = {}
+    offsets: dict[int, list[Tensor | None]] = {}
 
-    def work(share: Sequence[tuple[slice, Tokens]]) -> None:
+    def sum_up(share: Sequence[tuple[slice, Tokens]]) -> None:
         both, scratch = sources(), Scratch(found, found.dtype)
-        for _, block in share:
-            values, kept, centres = _divergences(both, block, names, orders, found, scratch)
-            for i, value in enumerate((*kept, *centres)):
-                if value is not None:
-                    state[i, block.positions] = value
-            for i, name in enumerate(DIVERGENCES):
-                if wanted[i]:
-                    found[i, block.positions] = values[name]
+        for at, block in share:
+            sums, centres = _sums(both, block, names, orders, found, scratch)
+            found_sums[at.start], offsets[at.start] = sums.packed, [source.offset for source in both]
+            for i, centre in enumerate(centres):
+                if centre is not None:
+                    state[KEPT + i, block.positions] = centre
 
-    in_parallel(work, shares(blocks, worker_count(found.device)))
+    def distances(kept: PairState) -> Tensor:
+        found_distances = found.new_zeros((2, len(tokens.positions)))
+
+        def measure(share: Sequence[tuple[slice, Tokens]]) -> None:
+            both, scratch = sources(), Scratch(found, found.dtype)
+            for at, block in share:
+                own = PairState(*(x[at] for x in kept))
+                tiles = (source.tiles(block, x) for source, x in zip(both, offsets[at.start], strict=True))
+                for (_, s), (_, u) in zip(*tiles, strict=True):
+                    found_distances[:, at] += mixture_distances(s, u, own, orders, scratch)
+
+        in_parallel(measure, parts)
+        return found_distances
+
+    in_parallel(sum_up, parts)
+    sums = torch.cat([found_sums[at.start] for at, _ in blocks], 1)
+    sums = merged_sums(gathered(sums, group)) if group else sums
+    values, kept = completed(sums, orders, wanted, distances, group)
+    state[:KEPT, tokens.positions] = torch.stack(kept)
+    for name, value in values.items():
+        found[DIVERGENCES.index(name), tokens.positions] = value
 
 
-def _divergences(
+def _sums(
     both: Sequence[LogitTiles | HeadTiles],
     block: Tokens,
     names: Sequence[str],
     orders: Orders,
     like: Tensor,
     scratch: Scratch,
-) -> tuple[dict[str, Tensor], PairState, list[Tensor | None]]:
-    """All that is wanted of a block of rows, its state, and the offsets for a backward pass."""
+) -> tuple[PairSums, list[Tensor | None]]:
+    """The sums of a block of rows, and the offsets for a backward pass."""
     policy, reference = both
     sums = PairSums(len(block.positions), like, names, orders, [source.rounds for source in both])
-    targets = like.new_zeros((2, len(block.positions)))
     for (column, s), (_, u) in zip(policy.tiles(block), reference.tiles(block), strict=True):
-        of = Targets.of(block.ids, column, s.shape[1])
-        for target, z in zip(targets, (s, u), strict=True):
-            target += of.read(z)
-        sums.absorb(s, u, scratch)
-    values, kept = sums.close()
+        sums.absorb(s, u, Targets.of(block.ids, column, s.shape[1]), scratch)
     centres = [
         source.centre(sums, means, block) if isinstance(source, HeadTiles) else None
         for source, means in zip(both, (sums.policy, sums.reference), strict=True)
     ]
-    if "js" in names:
-        mixture = MixtureSums(kept, orders)
-        tiles = (source.tiles(block, source.offset) for source in both)
-        for (_, s), (_, u) in zip(*tiles, strict=True):
-            mixture.absorb(s, u, scratch)
-        values["js"], kept = mixture.close()
-    return values | {"logprobs": targets[0] - kept.lse, "ref_logprobs": targets[1] - kept.ref_lse}, kept, centres
-
-
-def pair_gradient(state: Tensor, grad: Tensor, wanted: Sequence[bool], orders: Orders) -> PairGradient:
-    """The gradient of the rows with this state and these upstream gradients."""
-    used = {name: g for name, g, want in zip(DIVERGENCES, grad, wanted, strict=True) if want}
-    return PairGradient(PairState(*state[:KEPT]), used, orders)
-
-
-def finished(dz: Tensor, gradient: PairGradient, block: Tokens, column: int) -> Tensor:
-    """With what the target's log-prob adds, and the temperature's factor."""
-    if "logprobs" in gradient.grad:
-        targets = Targets.of(block.ids, column, dz.shape[1])
-        targets.write(dz, targets.read(dz) + gradient.grad["logprobs"])
-    return block.cool(dz)
+    return sums, centres
 
 
 def pair_tokens(
-    ids: Tensor | None, like: Tensor, mask: Tensor | None, temperature: Tensor | None, size: int, grad: Any = None
+    ids: Tensor | None, like: Tensor, mask: Tensor | None, temperature: Tensor | None, shard: Shard, grad: Any = None
 ) -> Tokens:
     """The tokens that count; without `ids` all have the first."""
-    ids = torch.zeros(like.shape[:-1], dtype=torch.long, device=like.device) if ids is None else ids
-    return tokens_that_count(ids, mask, temperature, size, grad)
+    ids = first_ids(like) if ids is None else ids
+    return tokens_that_count(ids, mask, temperature, shard.total, grad, first=shard.first)
+
+
+def first_ids(like: Tensor) -> Tensor:
+    """The first token for every vector of `like` [*tokens, D]."""
+    return torch.zeros(like.shape[:-1], dtype=torch.long, device=like.device)
 
 
 def no_divergences(like: Tensor) -> tuple[Tensor, Tensor]:

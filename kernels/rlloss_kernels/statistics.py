@@ -36,11 +36,28 @@ class Sums(NamedTuple):
     moment: Tensor | None
     square: Tensor | None
     total: Tensor | None
+    columns: Tensor
 
     @classmethod
     def joined(cls, parts: "Sequence[Sums]") -> "Sums":
         """Of several blocks of rows, one after the other."""
         return cls(*(None if xs[0] is None else torch.cat(xs) for xs in zip(*parts, strict=True)))  # type: ignore[arg-type]
+
+    @property
+    def packed(self) -> Tensor:
+        """All of them [7, n], 0 where not wanted."""
+        return torch.stack([torch.zeros_like(self.shift) if x is None else x for x in self])
+
+    def merged(self, parts: Tensor) -> "Sums":
+        """Those of all columns, of which `parts` [P, 7, n] holds packed sums over each part; wanted as these are."""
+        shift, target, mass, moment, square, total, columns = parts.unbind(1)
+        top = shift.amax(0)
+        moved = shift - top
+        growth = moved.exp()
+        moment = (moment + mass * moved.clamp(min=-FAR)) * growth
+        total = total + columns * (base(shift) - base(top))
+        sums = (target, mass * growth, moment, square * growth.square(), total, columns)
+        return Sums(top, *(None if x is None else y.sum(0) for x, y in zip(self[1:], sums, strict=True)))  # type: ignore[arg-type]
 
     def close(self, vocabulary: int) -> tuple[Tensor, Tensor]:
         """The statistics `[5, n]`, in the order of STATISTICS and 0 where not wanted, and the State `[5, n]`."""
@@ -53,15 +70,20 @@ class Sums(NamedTuple):
         concentration = zero if self.square is None else torch.where(alone, 0, self.square / self.mass.square())
         state = State(self.shift, log_mass, x, spread, concentration)
         logsumexp = torch.logaddexp(self.shift + log_mass, self.target)
-        above_shift = torch.logaddexp(log_mass, self.target - self.shift)
+        above_base = torch.logaddexp(log_mass + (self.shift - base(self.shift)), self.target - base(self.shift))
         statistics = (
             -_softplus(x),
             zero if self.moment is None else _entropy(state),
             logsumexp,
             zero if self.square is None else _sum_p2(state),
-            zero if self.total is None else self.total / vocabulary - above_shift,
+            zero if self.total is None else self.total / vocabulary - above_base,
         )
         return torch.stack(statistics), torch.stack(state)
+
+
+def base(shift: Tensor) -> Tensor:
+    """What a sum of logits is counted from: the shift, but for a row that has none yet."""
+    return torch.where(shift == torch.finfo(shift.dtype).min, 0, shift)
 
 
 class OnlineSoftmax:
@@ -78,7 +100,9 @@ class OnlineSoftmax:
         self.mass = torch.zeros_like(self.shift)  # sum of exp(u), where u = z - shift
         self.moment = torch.zeros_like(self.shift) if entropy else None  # sum of exp(u) u
         self.square = torch.zeros_like(self.shift) if sum_p2 else None  # sum of exp(u)^2
-        self.total = torch.zeros_like(self.shift) if mean_logprob else None  # sum of u, the target's included
+        self.total = (
+            torch.zeros_like(self.shift) if mean_logprob else None
+        )  # sum of z - base(shift), the target's included
 
     def absorb(self, z: Tensor, spare: Tensor) -> None:
         """Adds the next columns `z` [n, k]; overwrites `z` and `spare`, which has its shape."""
@@ -87,12 +111,13 @@ class OnlineSoftmax:
         self.target += target
         targets.write(z, -math.inf)
         shift = torch.maximum(self.shift, z.amax(1))
-        moved = self.shift - shift
+        moved, moved_base = self.shift - shift, base(self.shift) - base(shift)
         self.shift = shift
         z.sub_(shift[:, None])
         if self.total is not None:
-            targets.write(z, target - shift)
-            self.total = self.total + self.columns * moved + z.sum(1)
+            targets.write(z, 0.0)
+            own = torch.where(targets.here, target - base(shift), 0)
+            self.total = self.total + self.columns * moved_base + z.sum(1) + own
             targets.write(z, -math.inf)
         self.growth = growth = moved.exp()
         if self.moment is None:
@@ -109,7 +134,8 @@ class OnlineSoftmax:
     @property
     def sums(self) -> Sums:
         """What there is so far."""
-        return Sums(self.shift, self.target, self.mass, self.moment, self.square, self.total)
+        columns = torch.full_like(self.shift, self.columns)
+        return Sums(self.shift, self.target, self.mass, self.moment, self.square, self.total, columns)
 
 
 class GradientRows(NamedTuple):

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from rlloss_kernels.blocks import Scratch
-from rlloss_kernels.head import Head
+from rlloss_kernels.head import Head, target_rows
+from rlloss_kernels.shards import summed_
 from rlloss_kernels.tile import Targets
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
@@ -16,7 +17,7 @@ def add_product(total: Tensor, a: Tensor, b: Tensor, scratch: Scratch) -> None:
     if a.dtype is total.dtype:
         total.addmm_(a, b)
     elif a.is_cuda:
-        total.add_(torch.mm(a, b, out_dtype=total.dtype))
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
     else:
         product = torch.mm(a, b, out=scratch.tile("narrow product", *total.shape, dtype=a.dtype))
         total.add_(scratch.tile("wide product", *total.shape, dtype=total.dtype).copy_(product))
@@ -36,12 +37,21 @@ class GradientSums:
         h: `[n, H]`, the rows with a gradient, in the dtype of products.
         columns: The widest range.
         blocks: How many blocks the rows come in.
+        group: Over which hidden's gradient is summed, where other ranks hold other columns of the logits.
     """
 
     def __init__(
-        self, head: Head, h: Tensor, ids: Tensor, columns: int, blocks: int, needs: Sequence[bool], scratch: Scratch
+        self,
+        head: Head,
+        h: Tensor,
+        ids: Tensor,
+        columns: int,
+        blocks: int,
+        needs: Sequence[bool],
+        scratch: Scratch,
+        group: str = "",
     ):
-        self.head, self.h, self.ids, weight = head, h, ids, head.weight
+        self.head, self.h, self.ids, self.group, weight = head, h, ids, group, head.weight
         to_hidden, to_weight, to_bias = needs
         self.d_hidden = h.new_zeros(h.shape, dtype=head.dtype) if to_hidden else None
         self.d_weight = weight.new_empty(weight.shape) if to_weight else None
@@ -96,7 +106,9 @@ class GradientSums:
             if self.of_target is not None:
                 parts = (x.split(256) for x in (self.d_hidden, self.of_target, self.ids))
                 for d_h, of_target, ids in zip(*parts, strict=True):
-                    d_h.addcmul_(of_target[:, None], self.head.weight[ids].to(d_h.dtype))
+                    d_h.addcmul_(of_target[:, None], target_rows(self.head.weight, ids).to(d_h.dtype))
+            if self.group:
+                summed_(self.d_hidden, self.group)
             whole = like.new_zeros(like.shape).view(-1, like.shape[-1])
             results.append(whole.index_copy_(0, positions, self.d_hidden.to(whole.dtype)).view(like.shape))
         if self.d_weight is not None:

@@ -1,9 +1,11 @@
 """Advantages from a learned value function."""
 
 import torch
+from rlloss_kernels import IMPLEMENTATIONS, reverse_recurrence_, why_not_triton
 from torch import Tensor
 
 from rlloss._checks import check_like, check_range, check_tokens_layout
+from rlloss._scoring import check_impl
 from rlloss._typing import Bool, Float
 from rlloss.reduce import to_tokens, within_sequences, zero_masked
 
@@ -19,6 +21,7 @@ def gae(
     last_value: Float[Tensor, " S"] | None = None,
     *,
     cu_seqlens: Tensor | None = None,
+    impl: str = "auto",
 ) -> tuple[Float[Tensor, "*tokens"], Float[Tensor, "*tokens"]]:
     """Generalised advantage estimation, equation 16 of https://arxiv.org/abs/1506.02438, over trained tokens alone.
 
@@ -36,6 +39,8 @@ def gae(
         values: V of the state in which the token at this position was chosen.
         last_value: V of the state behind the last trained token: what a truncated sequence would still have earned,
             0 for one that ended. None says that all ended.
+        impl: What runs the recurrence: "triton", "tiled" for plain PyTorch, or "auto", which is Triton on an NVIDIA GPU
+            and plain PyTorch elsewhere. Both compute in float64.
 
     >>> rewards, values = torch.tensor([[0.0, 9.0, 1.0]]), torch.tensor([[0.5, 9.0, 0.5]])
     >>> mask = torch.tensor([[True, False, True]])
@@ -44,13 +49,15 @@ def gae(
     ([[0.25, 0.0, 0.5]], [[0.75, 0.0, 1.0]])
     """
     _check(rewards, values, loss_mask, gamma, gae_lambda, last_value, cu_seqlens)
+    # its arithmetic is float64 for every dtype, which is no reason against it
+    check_impl("gae", impl, IMPLEMENTATIONS, lambda: why_not_triton(values.device, torch.float32))
     mask = within_sequences(loss_mask, cu_seqlens)
     if not mask.numel():
         return torch.zeros_like(values), torch.zeros_like(values)
     rewards, values = zero_masked(mask, rewards.detach(), values.detach())
     end = values.new_zeros(()) if last_value is None else to_tokens(last_value.detach(), mask, cu_seqlens)
     # in float64: a long product of discounts in float32 is off by 1e-5 of the advantage
-    returns = _worth_behind(rewards, values, mask, end, gamma, gae_lambda, cu_seqlens).mul_(gamma).add_(rewards)
+    returns = _worth_behind(rewards, values, mask, end, gamma, gae_lambda, cu_seqlens, impl).mul_(gamma).add_(rewards)
     advantages, returns = zero_masked(mask, (returns - values).to(values.dtype), returns.to(values.dtype))
     return advantages, returns
 
@@ -63,6 +70,7 @@ def _worth_behind(
     gamma: float,
     gae_lambda: float,
     cu_seqlens: Tensor | None,
+    impl: str,
 ) -> Tensor:
     """U_{t+1} of the return R_t = r_t + gamma U_{t+1}: what the rest of a sequence is worth to the token before it.
 
@@ -76,32 +84,8 @@ def _worth_behind(
     behind = -1 if cu_seqlens is None else cu_seqlens[1:].long()
     worth[..., behind] = end.expand(mask.shape)[..., -1 if cu_seqlens is None else behind - 1].double()
     decay[..., behind] = 0
-    _reverse_recurrence_(decay, worth, cuts=cu_seqlens is not None or discount == 0)
+    reverse_recurrence_(decay, worth, cuts=cu_seqlens is not None or discount == 0, impl=impl)
     return worth[..., 1:]
-
-
-def _reverse_recurrence_(a: Tensor, b: Tensor, *, cuts: bool) -> None:
-    """Turns b into y_t = b_t + a_t y_{t+1} along the last axis, with linear work in log2(T) levels; overwrites a.
-
-    Args:
-        cuts: Whether some a = 0 ends a sequence, so that a NaN of the next one must not come through as 0 * NaN.
-    """
-    if b.shape[-1] < 2:
-        return
-    (even_a, odd_a), (even_b, odd_b) = ((x[..., ::2], x[..., 1::2]) for x in (a, b))
-    pairs, behind = odd_b.shape[-1], even_b.shape[-1] - 1
-    _step_(even_a[..., :pairs], even_b[..., :pairs], odd_b, cuts)
-    even_a[..., :pairs].mul_(odd_a)
-    _reverse_recurrence_(even_a, even_b, cuts=cuts)
-    _step_(odd_a[..., :behind], odd_b[..., :behind], even_b[..., 1:], cuts)
-
-
-def _step_(a: Tensor, b: Tensor, y: Tensor, cuts: bool) -> None:
-    """Turns b into b + a y."""
-    if cuts:
-        b.add_(torch.where(a == 0, 0, a * y))
-    else:
-        b.addcmul_(a, y)
 
 
 def _check(
