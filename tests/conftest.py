@@ -401,9 +401,31 @@ def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
         return near.view(torch.int16).numpy().view(np.uint16).reshape(x.shape)
 
     monkeypatch.setattr(interpreter, "_convert_float", rounded)
+    monkeypatch.setattr(interpreter, "_patch_lang", patched_once(interpreter._patch_lang))
     with np.errstate(all="ignore"), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "All-NaN slice")
         yield torch.device("cpu")
+
+
+def patched_once(patch: Callable[..., Any]) -> Callable[..., Any]:
+    """Patches triton.language once per launch, where the interpreter does it for every call between functions."""
+    import triton.language as tl
+
+    done: set[frozenset[int]] = set()
+
+    def patched(function: Any) -> Any:
+        languages = frozenset(id(x) for x in function.__globals__.values() if x is tl or x is tl.core)
+        if languages in done:
+            return None
+        is_launch = not done
+        done.add(languages)
+        scope = patch(function)
+        if is_launch:
+            restore = scope.restore
+            scope.restore = lambda: (done.clear(), restore())
+        return scope
+
+    return patched
 
 
 class SimulatedGroup:

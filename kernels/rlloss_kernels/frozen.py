@@ -12,6 +12,7 @@ from rlloss_kernels.head import Head, Products, target_rows
 from rlloss_kernels.implementation import implementation
 from rlloss_kernels.statistics import State
 from rlloss_kernels.sums import add_product
+from rlloss_kernels.tile import undisturbed
 
 
 class WeightedMean:
@@ -41,6 +42,7 @@ class WeightedMean:
 
 
 @torch.library.custom_op("rlloss_kernels::linear_frozen_backward", mutates_args=())
+@undisturbed
 def frozen_backward(
     grad: Tensor,
     state: Tensor,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlloss_kernels.blocks import Rows, Tokens, statistics_dtype
-from rlloss_kernels.tile import without_autocast
+from rlloss_kernels.tile import undisturbed
 
 __all__ = ["kept_logits"]
 
@@ -23,7 +23,7 @@ def kept_logits(
 
 
 @torch.library.custom_op("rlloss_kernels::kept_forward", mutates_args=())
-@without_autocast
+@undisturbed
 def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, kept_ids: Tensor, scratch_bytes: int) -> Tensor:
     z = _no_logits(hidden, kept_ids).fill_(-torch.inf)
     flat = z.view(-1, kept_ids.shape[-1])
@@ -36,7 +36,7 @@ def _forward(hidden: Tensor, weight: Tensor, bias: Tensor | None, kept_ids: Tens
 
 
 @torch.library.custom_op("rlloss_kernels::kept_backward", mutates_args=())
-@without_autocast
+@undisturbed
 def _backward(
     grad: Tensor,
     hidden: Tensor,

@@ -18,7 +18,7 @@ from rlloss_kernels.implementation import implementation
 from rlloss_kernels.logits import flags, no_statistics
 from rlloss_kernels.shards import Shard
 from rlloss_kernels.statistics import STATISTICS
-from rlloss_kernels.tile import without_autocast
+from rlloss_kernels.tile import undisturbed
 
 __all__ = ["linear_statistics"]
 
@@ -57,7 +57,7 @@ def linear_statistics(
 
 
 @torch.library.custom_op("rlloss_kernels::linear_forward", mutates_args=())
-@without_autocast
+@undisturbed
 def _forward(
     hidden: Tensor,
     weight: Tensor,
@@ -96,7 +96,7 @@ def _forward(
 
 
 @torch.library.custom_op("rlloss_kernels::linear_backward", mutates_args=())
-@without_autocast
+@undisturbed
 def _backward(
     grad: Tensor,
     state: Tensor,

@@ -11,6 +11,7 @@ from rlloss_kernels.implementation import implementation
 from rlloss_kernels.plan import rows_of_block
 from rlloss_kernels.shards import Shard, gathered
 from rlloss_kernels.statistics import STATISTICS, OnlineSoftmax, Sums, gradient_rows
+from rlloss_kernels.tile import undisturbed
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 __all__ = ["logits_statistics"]
@@ -43,6 +44,7 @@ def logits_statistics(
 
 
 @torch.library.custom_op("rlloss_kernels::logits_forward", mutates_args=())
+@undisturbed
 def _forward(
     logits: Tensor,
     ids: Tensor,
@@ -82,6 +84,7 @@ def _forward(
 
 
 @torch.library.custom_op("rlloss_kernels::logits_backward", mutates_args=())
+@undisturbed
 def _backward(
     grad: Tensor,
     state: Tensor,

@@ -50,14 +50,14 @@ def exp_(u: Tensor) -> Tensor:
     return u.mul_(LOG2_E).exp2_()
 
 
-def without_autocast(run: Callable[P, R]) -> Callable[P, R]:
-    """Of a function whose first argument is a tensor: its matrix products are made in the dtype that it chose."""
+def undisturbed(run: Callable[P, R]) -> Callable[P, R]:
+    """Of a function whose first argument is a tensor: it works on that one's device, and in the dtypes that it chose."""
 
     @functools.wraps(run)
     def outside(*args: P.args, **kwargs: P.kwargs) -> R:
         first = args[0]
         assert isinstance(first, Tensor)
-        with torch.autocast(first.device.type, enabled=False):
+        with torch.cuda.device_of(first), torch.autocast(first.device.type, enabled=False):
             return run(*args, **kwargs)
 
     return outside

@@ -14,7 +14,7 @@ from rlloss_kernels.passes import KEPT, TILES, HeadTiles, divergences_of_blocks,
 from rlloss_kernels.plan import Plan
 from rlloss_kernels.shards import Shard
 from rlloss_kernels.sums import GradientSums, for_every_tile
-from rlloss_kernels.tile import Targets, without_autocast
+from rlloss_kernels.tile import Targets, undisturbed
 
 __all__ = ["linear_divergences"]
 
@@ -51,7 +51,7 @@ def linear_divergences(
 
 
 @torch.library.custom_op("rlloss_kernels::linear_pair_forward", mutates_args=())
-@without_autocast
+@undisturbed
 def _forward(
     hidden: Tensor,
     weight: Tensor,
@@ -96,7 +96,7 @@ def _forward(
 
 
 @torch.library.custom_op("rlloss_kernels::linear_pair_backward", mutates_args=())
-@without_autocast
+@undisturbed
 def _backward(
     grad: Tensor,
     state: Tensor,

@@ -13,7 +13,7 @@ from rlloss_kernels.pair import DIVERGENCES, Orders, pair_gradient
 from rlloss_kernels.passes import KEPT, TILES, divergences_of_blocks, no_divergences, pair_tokens
 from rlloss_kernels.plan import rows_of_block
 from rlloss_kernels.shards import Shard
-from rlloss_kernels.tile import Targets
+from rlloss_kernels.tile import Targets, undisturbed
 from rlloss_kernels.workers import in_parallel, shares, worker_count
 
 __all__ = ["logits_divergences"]
@@ -48,6 +48,7 @@ def logits_divergences(
 
 
 @torch.library.custom_op("rlloss_kernels::logits_pair_forward", mutates_args=())
+@undisturbed
 def _forward(
     logits: Tensor,
     ref_logits: Tensor,
@@ -83,6 +84,7 @@ def _forward(
 
 
 @torch.library.custom_op("rlloss_kernels::logits_pair_backward", mutates_args=())
+@undisturbed
 def _backward(
     grad: Tensor,
     state: Tensor,

@@ -107,7 +107,7 @@ class GradientProducts:
                     weight.stride(0),
                     weight.stride(1),
                     like.shape[-1],
-                    len(weight),
+                    self.head.vocabulary,
                     _BLOCK,
                 )
             if shard.is_part:
