@@ -51,7 +51,7 @@ def exp_(u: Tensor) -> Tensor:
 
 
 def undisturbed(run: Callable[P, R]) -> Callable[P, R]:
-    """Of a function whose first argument is a tensor: it works on that one's device, and in the dtypes that it chose."""
+    """Of a function whose first argument is a tensor: it works on that device, and in the dtypes that it chose."""
 
     @functools.wraps(run)
     def outside(*args: P.args, **kwargs: P.kwargs) -> R:
