@@ -133,6 +133,9 @@ GAE = [
     ("stop", "rewards", "rewards.detach()", "rewards"),
     ("stop", "values", "values.detach()", "values"),
     ("stop", "last_value", "last_value.detach()", "last_value"),
+]
+
+OF_GAE = [
     (
         "swap",
         "the implementation is not the one asked for",
@@ -348,6 +351,7 @@ RUNNING = [
 MUTANTS = [
     ("group", "rlloss/advantages/group.py", GROUP),
     ("gae", "rlloss/advantages/gae.py", GAE),
+    ("recurrence", "rlloss/advantages/gae.py", OF_GAE),
     ("recurrence", "kernels/rlloss_kernels/recurrence.py", RECURRENCE),
     ("scan", "kernels/rlloss_kernels/gpu/scan.py", SCAN),
     ("whiten", "rlloss/advantages/whiten.py", WHITEN),

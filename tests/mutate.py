@@ -280,8 +280,9 @@ def sweep(chosen: list[Mutant], jobs: int) -> tuple[list[Outcome], list[str]]:
         multiprocessing.get_context("fork").Pool(jobs, start_worker, [folder]) as workers,
     ):
         first = {tests for m in chosen for tests in m.selections()[:1]}
-        # OF_PIECES holds every other selection
-        if broken := list(filter(None, workers.imap(check_baseline, first if len(first) < 4 else [OF_PIECES]))):
+        # OF_PIECES holds every other selection but those of ALONE
+        every = [OF_PIECES, *{tests for tests in first if not set(tests) <= {*OF_PIECES, *OF_LOSSES}}]
+        if broken := list(filter(None, workers.imap(check_baseline, first if len(first) < 4 else every))):
             return [], broken
         for done, outcome in enumerate(workers.imap(judge, chosen), start=1):
             print(f"{done}/{len(chosen)} {outcome.verdict:8} {outcome.mutant}  [{outcome.detail}]", flush=True)

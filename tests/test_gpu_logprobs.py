@@ -145,6 +145,16 @@ def test_a_frozen_head_whose_logits_jump(device, jump, target, monkeypatch):
     assert not torch.stack(again).all()
 
 
+def test_a_frozen_head_with_a_forbidden_token(device):
+    problem = Problem(device)
+    problem.bias[5], problem.ids[:9] = -math.inf, 5
+    options = {"outputs": FROZEN, "trains": (True, False, False), "loss_mask": None}
+    problem.grad[[1, 2, 3, 4]] = 0
+    (_, gradient), (_, exact) = problem.head(**options), problem.head(torch.float64, "tiled", **options)
+    assert not gradient[0][:9].any()
+    assert (gradient[0].double() - exact[0]).norm() <= 2e-6 * exact[0].norm()
+
+
 def test_a_frozen_head_near_certainty(device):
     # 1 - p of 1e-6: the difference of the target's row and the mean of all would lose every digit
     problem = Problem(device)
@@ -260,6 +270,18 @@ def test_logits_agree_with_float64(device, dtype, vocabulary, kind):
     assert (gradient.double() - exact).norm() <= rounding * exact.norm() + 1e-30
     assert not gradient[~mask].any()
     assert not gradient[:, vocabulary:].any()
+
+
+def test_entropy_where_nothing_but_the_target_is_left(device):
+    z = torch.full((2, 40), -math.inf, device=device)
+    z[:, 7] = 1.0
+    z = z.requires_grad_()
+    ids = torch.full((2,), 7, device=device)
+    found = logits_statistics(z, ids, impl="triton", outputs=["logprobs", "entropy"])[:2]
+    assert not found.any()
+    found.sum().backward()
+    assert z.grad is not None
+    assert not z.grad.any()
 
 
 def test_log_probs_near_certainty_keep_their_digits(device):
