@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from typing import Any
 
-TOKEN_BYTES = {"float32": 4, "bfloat16": 2}
+TOKEN_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 GATE_TOKENS = 1024  # the float64 judge sees no more tokens than these
 SWEEP = ("ours", "naive", "trl")
 
@@ -14,28 +14,39 @@ class Case:
     """One row of the benchmark; every implementation of its kind runs on the same tensors."""
 
     name: str
-    kind: str  # logits, head, grpo, dpo, kl or gae
+    kind: str  # logits, head, grpo, dpo, kl, logits_kl or gae
     dtype: str = "float32"
     backward: bool = True
     entropy: bool = False
     frozen: bool = False  # the head's weight needs no gradient
-    active: float = 1.0  # share of the tokens whose upstream gradient is not 0
+    active: float = 1.0  # share of the tokens whose upstream gradient is not 0, or that `masked` leaves
+    masked: bool = False  # the other tokens are outside of a loss mask
+    mean: bool = False  # the upstream gradient is that of a mean over the tokens
+    divergences: tuple[str, ...] = ("forward_kl",)  # of two models
+    impl: str = "auto"  # what ours computes with
     cached: bool = False  # ours may keep all logits between forward and backward
     tokens: int = 1024
     hidden: int = 1024
     vocabulary: int = 151936
     scale: float = 1.5
     seed: int = 0
+    sequences: int = 0  # that the tokens are cut into, for what works on sequences; its own default where 0
+    packed: bool = False  # all sequences in one row
     sweep: str = ""  # the axis along which this case is one point
     only: tuple[str, ...] = ()  # the implementations that run; all of its kind where empty
 
     @property
     def rows(self) -> int:
-        """Sequences that the tokens are cut into, for what works on sequences."""
-        return 16 if self.kind == "gae" else 8
+        return self.sequences or (16 if self.kind == "gae" else 8)
+
+    @property
+    def is_pair(self) -> bool:
+        return self.kind in ("kl", "logits_kl")
 
     @property
     def outputs(self) -> tuple[str, ...]:
+        if self.is_pair:
+            return self.divergences
         return ("logprobs", "entropy") if self.entropy else ("logprobs",)
 
     @property
@@ -46,7 +57,9 @@ class Case:
             return "bytes", self.tokens * (4 * size + 1)
         if self.kind == "logits":  # read once; backward reads again and writes the gradient
             return "bytes", self.tokens * self.vocabulary * size * (3 if self.backward else 1)
-        products = 2.0 if self.kind == "kl" else 1.0
+        if self.kind == "logits_kl":
+            return "bytes", self.tokens * self.vocabulary * size * (5 if self.backward else 2)
+        products = (2.0 if self.kind == "kl" else 1.0) * (self.active if self.masked else 1.0)
         if self.backward:
             products += self.active * (1 if self.frozen else 2)
         return "flops", 2.0 * self.tokens * self.hidden * self.vocabulary * products
@@ -55,7 +68,7 @@ class Case:
     def shape(self) -> str:
         if self.kind == "gae":
             return f"[{self.rows}, {self.tokens // self.rows}]"
-        hidden = "" if self.kind == "logits" else f" H={self.hidden}"
+        hidden = "" if self.kind in ("logits", "logits_kl") else f" H={self.hidden}"
         return f"N={self.tokens}{hidden} V={self.vocabulary}"
 
     def warm_up(self) -> "Case":

@@ -38,7 +38,7 @@ def judged(case: Case, inputs: Inputs) -> Exact:
     if case.kind == "gae":
         advantages = plain.gae(inputs.rewards.double(), inputs.values.double(), GAMMA, GAE_LAMBDA)
         return Exact((advantages,), {}, {})
-    if case.kind == "kl":
+    if case.is_pair:
         return _divergence(case, inputs)
     z = _scores(inputs.hidden, inputs.weight) if inputs.logits is None else _logits(inputs.logits)
     softmax = _softmax(z, case.vocabulary, inputs.ids)
@@ -47,9 +47,12 @@ def judged(case: Case, inputs: Inputs) -> Exact:
         outputs, upstream = _through_loss(case, inputs, logprobs)
     else:
         outputs, upstream = (logprobs, entropy)[: len(case.outputs)], [g.double() for g in inputs.upstream]
+        if inputs.loss_mask is not None:
+            outputs = tuple(torch.where(inputs.loss_mask, y, 0) for y in outputs)
+            upstream = [torch.where(inputs.loss_mask, g, 0) for g in upstream]
     if not case.backward:
         return Exact(outputs, {}, {})
-    tokens = torch.arange(len(logprobs))
+    tokens = torch.arange(len(logprobs), device=logprobs.device)
 
     def gradient(tile: slice) -> Tensor:
         log_p = z(tile) - softmax.log_sum[:, None]
@@ -64,23 +67,32 @@ def judged(case: Case, inputs: Inputs) -> Exact:
 
 
 def _divergence(case: Case, inputs: Inputs) -> Exact:
-    """KL(teacher || student) of every token, whose gradient with respect to the student's logits is p - q."""
-    student, teacher = (
-        _scores(inputs.hidden, inputs.weight),
-        _scores(inputs.ref_hidden, inputs.ref_weight),
-    )
-    log_sum_p = _softmax(student, case.vocabulary, inputs.ids).log_sum[:, None]
-    log_sum_q = _softmax(teacher, case.vocabulary, inputs.ids).log_sum[:, None]
-    kl = torch.zeros(case.tokens, dtype=torch.float64)
+    """The divergences of every token; by the policy's logits KL(ref || pi) has the gradient p - q."""
+    if inputs.logits is None:
+        z, u = _scores(inputs.hidden, inputs.weight), _scores(inputs.ref_hidden, inputs.ref_weight)
+    else:
+        z, u = _logits(inputs.logits), _logits(inputs.ref_logits)
+    log_sum_p, log_sum_q = (_softmax(scores, case.vocabulary, inputs.ids).log_sum[:, None] for scores in (z, u))
+    found = {name: torch.zeros_like(log_sum_p[:, 0]) for name in ("forward_kl", "reverse_kl")}
     for tile in columns(case.vocabulary):
-        log_p, log_q = student(tile) - log_sum_p, teacher(tile) - log_sum_q
-        kl += (log_q.exp() * (log_q - log_p)).sum(-1)
-    upstream = inputs.upstream[0].double()[:, None]
+        log_p, log_q = z(tile) - log_sum_p, u(tile) - log_sum_q
+        found["forward_kl"] += (log_q.exp() * (log_q - log_p)).sum(-1)
+        found["reverse_kl"] += (log_p.exp() * (log_p - log_q)).sum(-1)
+    outputs = tuple(found[name] for name in case.outputs)
+    if not case.backward:
+        return Exact(outputs, {}, {})
+    upstream = {name: g.double()[:, None] for name, g in zip(case.outputs, inputs.upstream, strict=True)}
 
     def gradient(tile: slice) -> Tensor:
-        return upstream * ((student(tile) - log_sum_p).exp() - (teacher(tile) - log_sum_q).exp())
+        log_p, log_q = z(tile) - log_sum_p, u(tile) - log_sum_q
+        dz = torch.zeros_like(log_p)
+        if "forward_kl" in upstream:
+            dz += upstream["forward_kl"] * (log_p.exp() - log_q.exp())
+        if "reverse_kl" in upstream:
+            dz += upstream["reverse_kl"] * log_p.exp() * (log_p - log_q - found["reverse_kl"][:, None])
+        return dz
 
-    return Exact((kl,), *_gradients(case, inputs, gradient))
+    return Exact(outputs, *_gradients(case, inputs, gradient))
 
 
 def _through_loss(case: Case, inputs: Inputs, logprobs: Tensor) -> tuple[tuple[Tensor, ...], list[Tensor]]:
@@ -104,7 +116,7 @@ def _scores(hidden: Tensor, weight: Tensor) -> Scores:
 
 
 def _softmax(z: Scores, vocabulary: int, ids: Tensor) -> Softmax:
-    top = torch.full(ids.shape, -torch.inf, dtype=torch.float64)
+    top = torch.full(ids.shape, -torch.inf, dtype=torch.float64, device=ids.device)
     mass, moment, chosen = (torch.zeros_like(top) for _ in range(3))
     for tile in columns(vocabulary):
         scores = z(tile)
@@ -120,9 +132,9 @@ def _softmax(z: Scores, vocabulary: int, ids: Tensor) -> Softmax:
 
 def _gradients(case: Case, inputs: Inputs, gradient: Scores) -> tuple[dict[str, Tensor], dict[str, float]]:
     """From the gradient of the logits to those of the leaves, and the floor of each."""
-    exact = {name: torch.zeros(x.shape, dtype=torch.float64) for name, x in inputs.leaves().items()}
+    exact = {name: torch.zeros_like(x, dtype=torch.float64) for name, x in inputs.leaves().items()}
     lost = dict.fromkeys(exact, 0.0)
-    hidden_lost = torch.zeros(inputs.hidden.shape) if "hidden" in exact else torch.zeros(0)
+    hidden_lost = torch.zeros_like(exact.get("hidden", torch.zeros(0)), dtype=torch.float32)
     for tile in columns(case.vocabulary):
         dz = gradient(tile)
         # float32 holds the products of what rounding took to six digits of it

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import exact
 import plain
@@ -33,15 +33,16 @@ class Implementation(NamedTuple):
 
 
 def ours_logits(case: Case, x: Inputs) -> Call:
-    return lambda: _outputs(case, rlloss.token_logprobs(x.logits, x.ids, outputs=case.outputs))
+    options = {"outputs": case.outputs, **_chosen(case, x)}
+    return lambda: _outputs(case, rlloss.token_logprobs(x.logits, x.ids, **options))
 
 
 def ours_head(case: Case, x: Inputs) -> Call:
-    options = {}
+    options = {"outputs": case.outputs, **_chosen(case, x)}
     if case.cached:
         _need(rlloss.linear_logprobs, "cache_bytes")
         options["cache_bytes"] = case.tokens * case.vocabulary * TOKEN_BYTES["float32"]
-    return lambda: _outputs(case, rlloss.linear_logprobs(x.hidden, x.weight, x.ids, outputs=case.outputs, **options))
+    return lambda: _outputs(case, rlloss.linear_logprobs(x.hidden, x.weight, x.ids, **options))
 
 
 def ours_recomputing(case: Case, x: Inputs) -> Call:
@@ -49,21 +50,20 @@ def ours_recomputing(case: Case, x: Inputs) -> Call:
 
 
 def ours_grpo(case: Case, x: Inputs) -> Call:
-    loss, mask = rlloss.GRPOLoss(), torch.ones(case.rows, case.tokens // case.rows, dtype=torch.bool)
+    loss, mask, options = rlloss.GRPOLoss(), _every_token(case, x), _chosen(case, x)
 
     def call() -> tuple[Tensor, ...]:
-        logprobs = rlloss.linear_logprobs(x.hidden, x.weight, x.ids).logprobs.view(mask.shape)
+        logprobs = rlloss.linear_logprobs(x.hidden, x.weight, x.ids, **options).logprobs.view(mask.shape)
         return (loss(logprobs, x.old_logprobs.view(mask.shape), x.advantages, mask).loss,)
 
     return call
 
 
 def ours_dpo(case: Case, x: Inputs) -> Call:
-    loss = rlloss.DPOLoss(beta=0.1, reference_free=True)
-    mask = torch.ones(case.rows, case.tokens // case.rows, dtype=torch.bool)
+    loss, mask, options = rlloss.DPOLoss(beta=0.1, reference_free=True), _every_token(case, x), _chosen(case, x)
 
     def call() -> tuple[Tensor, ...]:
-        logprobs = rlloss.linear_logprobs(x.hidden, x.weight, x.ids).logprobs.view(mask.shape)
+        logprobs = rlloss.linear_logprobs(x.hidden, x.weight, x.ids, **options).logprobs.view(mask.shape)
         chosen, rejected = rlloss.sequence_logps(logprobs, mask).chunk(2)
         return (loss(chosen, rejected).loss,)
 
@@ -71,16 +71,31 @@ def ours_dpo(case: Case, x: Inputs) -> Call:
 
 
 def ours_kl(case: Case, x: Inputs) -> Call:
-    divergences = getattr(rlloss, "linear_divergences", None)
+    of_logits = case.kind == "logits_kl"
+    divergences = getattr(rlloss, "token_divergences" if of_logits else "linear_divergences", None)
     if divergences is None:
-        raise UnavailableError("rlloss has no linear_divergences")
-    heads = (x.hidden, x.weight, x.ref_hidden, x.ref_weight)
-    return lambda: (divergences(*heads, outputs=("forward_kl",)).forward_kl,)
+        raise UnavailableError("rlloss has no divergences between two models")
+    options = {"outputs": case.outputs, **_chosen(case, x)}
+    if "impl" in options:
+        _need(divergences, "impl")
+    models = (x.logits, x.ref_logits) if of_logits else (x.hidden, x.weight, x.ref_hidden, x.ref_weight)
+    return lambda: _outputs(case, divergences(*models, **options))
 
 
 def ours_gae(case: Case, x: Inputs) -> Call:
-    mask = torch.ones_like(x.values, dtype=torch.bool)
-    return lambda: (rlloss.gae(x.rewards, x.values, mask, exact.GAMMA, exact.GAE_LAMBDA)[0],)
+    options = _chosen(case, x)
+    rewards, values = x.rewards, x.values
+    if case.packed:
+        length = x.values.shape[1]
+        rewards, values = x.rewards.view(-1), x.values.view(-1)
+        options["cu_seqlens"] = torch.arange(0, case.tokens + 1, length, dtype=torch.int32, device=x.values.device)
+    mask = torch.ones_like(values, dtype=torch.bool)
+
+    def call() -> tuple[Tensor, ...]:
+        advantages, _ = rlloss.gae(rewards, values, mask, exact.GAMMA, exact.GAE_LAMBDA, **options)
+        return (advantages.view(x.values.shape),)
+
+    return call
 
 
 def naive_gae(case: Case, x: Inputs) -> Call:
@@ -105,10 +120,16 @@ def naive_loss(case: Case, x: Inputs) -> Call:
 
 
 def naive_kl(case: Case, x: Inputs) -> Call:
+    def logits(which: str) -> Tensor:
+        if case.kind == "logits_kl":
+            return getattr(x, f"{which}logits")
+        return getattr(x, f"{which}hidden") @ getattr(x, f"{which}weight").t()
+
     def call() -> tuple[Tensor, ...]:
-        student = F.log_softmax((x.hidden @ x.weight.t()).float(), -1)
-        teacher = F.log_softmax((x.ref_hidden @ x.ref_weight.t()).float(), -1)
-        return ((teacher.exp() * (teacher - student)).sum(-1),)
+        student = F.log_softmax(logits("").float(), -1)
+        teacher = F.log_softmax(logits("ref_").float(), -1)
+        pairs = {"forward_kl": (teacher, student), "reverse_kl": (student, teacher)}
+        return tuple((p.exp() * (p - q)).sum(-1) for p, q in (pairs[name] for name in case.outputs))
 
     return call
 
@@ -132,8 +153,18 @@ def linear_cross_entropy(case: Case, x: Inputs) -> Call:
     return lambda: (-F.linear_cross_entropy(x.hidden, x.weight, x.ids, reduction="none", options=options),)
 
 
-def _outputs(case: Case, stats: rlloss.TokenStats) -> tuple[Tensor, ...]:
+def _outputs(case: Case, stats: rlloss.TokenStats | rlloss.TokenDivergences) -> tuple[Tensor, ...]:
     return tuple(getattr(stats, name) for name in case.outputs)
+
+
+def _chosen(case: Case, x: Inputs) -> dict[str, Any]:
+    """The options that a case asks for, and nothing where it leaves them alone."""
+    options: dict[str, Any] = {} if case.impl == "auto" else {"impl": case.impl}
+    return options if x.loss_mask is None else {**options, "loss_mask": x.loss_mask}
+
+
+def _every_token(case: Case, x: Inputs) -> Tensor:
+    return torch.ones(case.rows, case.tokens // case.rows, dtype=torch.bool, device=x.ids.device)
 
 
 def _need(function: Callable, argument: str) -> None:
@@ -158,6 +189,7 @@ LOSSES = {
     "grpo": {"ours": Implementation(ours_grpo), "naive": Implementation(naive_loss)},
     "dpo": {"ours": Implementation(ours_dpo), "naive": Implementation(naive_loss)},
     "kl": {"ours": Implementation(ours_kl), "naive": Implementation(naive_kl)},
+    "logits_kl": {"ours": Implementation(ours_kl), "naive": Implementation(naive_kl)},
     "gae": {"ours": Implementation(ours_gae), "naive": Implementation(naive_gae)},
 }
 
@@ -169,7 +201,7 @@ def from_torch(case: Case) -> dict[str, Implementation]:
     if case.kind != "head":
         return LOSSES[case.kind]
     head = dict(HEAD)
-    if case.active < 1:
+    if case.active < 1 and not case.masked:
         head["ours-dense"] = Implementation(ours_head, dense=True)
     if case.cached:
         head["ours-recomputing"] = Implementation(ours_recomputing)

@@ -15,9 +15,9 @@ import exact
 import torch
 from cases import GATE_TOKENS, Case
 from gate import Verdict, something_else, verdict
-from implementations import UnavailableError
+from implementations import Implementation, UnavailableError
 from inputs import make
-from measure import Neighbours, Prepared, excess_bytes, interleaved, prepared, roofline, summary
+from measure import Neighbours, Prepared, Seconds, excess_bytes, interleaved, prepared, roofline, summary
 from peers import implementations
 
 Record = dict[str, Any]
@@ -52,43 +52,54 @@ def timed(case: Case, names: tuple[str, ...], rounds: int, threads: int, time_fa
     torch.set_num_threads(threads)
     record: Record = {"rows": {}, "left_out": {}, "failures": [], "skipped": None}
     gate_case = replace(case, tokens=min(case.tokens, GATE_TOKENS))
-    calls = _calls(gate_case, names, record["left_out"])
+    calls = bound_calls(gate_case, implementations(case, names), record["left_out"])
     if "ours" not in calls:
         record["skipped"] = record["left_out"].pop("ours", "ours is not among the implementations")
         return record
-    verdicts = _verdicts(gate_case, calls, record["left_out"])
-    record["rows"] = {name: _accuracy(one) for name, one in verdicts.items()}
-    record["failures"] = [f"{name}: {f}" for name, one in verdicts.items() if _is_ours(name) for f in one.failures]
+    verdicts = judge(gate_case, calls, record)
     if record["failures"] and not time_failures:
         return record
     calls = {name: calls[name] for name in verdicts}
     if gate_case != case:  # of this size the gate has warmed up nothing
-        calls = _calls(case, tuple(calls), record["left_out"])
-        calls = {name: calls[name] for name in _survivors(calls, Prepared.seconds, record["left_out"])}
+        calls = bound_calls(case, implementations(case, tuple(calls)), record["left_out"])
+        calls = {name: calls[name] for name in survivors(calls, Prepared.seconds, record["left_out"])}
     probe, neighbours = roofline(case), Neighbours()
     times, rates = interleaved(calls, rounds, probe)
     record["neighbours"], record["roofline_rate"] = neighbours.share(), statistics.median(rates)
-    record["rows"] = {name: record["rows"][name] | summary(times[name], times["ours"], case, rates) for name in times}
-    if "ours-dense" in times:
-        pairs = zip(times["ours"], times["ours-dense"], strict=True)
-        record["rows"]["ours"]["backward_over_dense"] = statistics.median(o.backward / d.backward for o, d in pairs)
+    record["rows"] = {name: record["rows"][name] | row for name, row in summaries(case, times, rates).items()}
     return record
 
 
-def _calls(case: Case, names: tuple[str, ...], left_out: dict[str, str]) -> dict[str, Prepared]:
-    inputs = make(case)
-    return _survivors(implementations(case, names), lambda one: prepared(one, case, inputs), left_out)
+def summaries(case: Case, times: dict[str, list[Seconds]], rates: list[float]) -> dict[str, Record]:
+    """What the rounds come to, by implementation."""
+    rows: dict[str, Record] = {name: summary(times[name], times["ours"], case, rates) for name in times}
+    if "ours-dense" in times:
+        pairs = zip(times["ours"], times["ours-dense"], strict=True)
+        rows["ours"]["backward_over_dense"] = statistics.median(o.backward / d.backward for o, d in pairs)
+    return rows
 
 
-def _verdicts(case: Case, calls: dict[str, Prepared], left_out: dict[str, str]) -> dict[str, Verdict]:
-    truth = exact.judged(case, calls["ours"].inputs)
-    verdicts = _survivors(calls, lambda call: verdict(case, call, truth), left_out)
+def bound_calls(
+    case: Case, every: dict[str, Implementation], left_out: dict[str, str], device: str = "cpu"
+) -> dict[str, Prepared]:
+    """The implementations that can be bound to the case's tensors, which they share."""
+    inputs = make(case, device)
+    return survivors(every, lambda one: prepared(one, case, inputs), left_out)
+
+
+def judge(case: Case, calls: dict[str, Prepared], record: Record) -> dict[str, Verdict]:
+    """The verdicts on ours, and on the peers that compute the case; they are entered in "rows" and "failures"."""
+    left_out, truth = record["left_out"], exact.judged(case, calls["ours"].inputs)
+    verdicts = survivors(calls, lambda call: verdict(case, call, truth), left_out)
     different = {name: something_else(case, one) for name, one in verdicts.items() if not _is_ours(name)}
     left_out |= {name: reason for name, reason in different.items() if reason}
-    return {name: one for name, one in verdicts.items() if not different.get(name)}
+    verdicts = {name: one for name, one in verdicts.items() if not different.get(name)}
+    record["rows"] = {name: _accuracy(one) for name, one in verdicts.items()}
+    record["failures"] = [f"{name}: {f}" for name, one in verdicts.items() if _is_ours(name) for f in one.failures]
+    return verdicts
 
 
-def _survivors(things: dict[str, Any], step: Callable[[Any], Any], left_out: dict[str, str]) -> dict[str, Any]:
+def survivors(things: dict[str, Any], step: Callable[[Any], Any], left_out: dict[str, str]) -> dict[str, Any]:
     """The results of a step by name. A peer that goes wrong is left out; ours raises."""
     results = {}
     for name, thing in things.items():
@@ -125,7 +136,7 @@ def peak(case: Case, name: str, threads: int) -> Record:
     small = case if implementation.compiles else case.warm_up()  # what is compiled, is compiled for one size
     _bound(small, name).run()
     call = _bound(case, name)
-    mandatory = sum(leaf.numel() * leaf.element_size() for leaf in call.inputs.leaves().values())
+    mandatory = call.mandatory_bytes
     return {"excess_bytes": excess_bytes(call.run, mandatory), "mandatory_bytes": mandatory}
 
 

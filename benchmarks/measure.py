@@ -6,9 +6,9 @@ import os
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from cases import Case
@@ -58,6 +58,11 @@ class Prepared(NamedTuple):
         for leaf in self.inputs.leaves().values():
             leaf.grad = None
 
+    @property
+    def mandatory_bytes(self) -> int:
+        """The gradients, which every implementation must leave behind."""
+        return sum(leaf.numel() * leaf.element_size() for leaf in self.inputs.leaves().values())
+
     def seconds(self) -> Seconds:
         gc.collect()
         cpu, start = time.process_time(), time.perf_counter()
@@ -70,17 +75,29 @@ class Prepared(NamedTuple):
         return Seconds(middle - start, end - middle, cpu_end - cpu)
 
 
+class Timeable(Protocol):
+    """What rounds are made of: an implementation bound to its tensors, and to a clock."""
+
+    @property
+    def rounds(self) -> int | None: ...
+
+    def seconds(self) -> Seconds: ...
+
+
 def prepared(implementation: Implementation, case: Case, inputs: Inputs) -> Prepared:
     upstream = inputs.dense_upstream if implementation.dense else inputs.upstream
     return Prepared(implementation.build(case, inputs), inputs, upstream, implementation.rounds)
 
 
-def interleaved(calls: dict[str, Prepared], rounds: int, probe: Callable[[], float]) -> tuple[dict, list[float]]:
+def interleaved(
+    calls: Mapping[str, Timeable], rounds: int, probe: Callable[[], float]
+) -> tuple[dict[str, list[Seconds]], list[float]]:
     """One call of each per round, in an order that rotates, so that a slow minute is slow for all of them.
 
     Returns the seconds of each by name, in the order of the rounds, and the probe's rate in every round.
     """
-    names, times, rates = list(calls), {name: [] for name in calls}, []
+    names, rates = list(calls), []
+    times: dict[str, list[Seconds]] = {name: [] for name in calls}
     for i in range(rounds):
         rates.append(probe())
         turn = i % len(names)
@@ -99,6 +116,7 @@ def summary(times: list[Seconds], ours: list[Seconds], case: Case, rates: list[f
     median = statistics.median
     return {
         "wall_s": median(t.wall for t in times),
+        "wall_min_s": min(t.wall for t in times),
         "cpu_s": median(t.cpu for t in times),
         "forward_wall_s": median(t.forward for t in times),
         "backward_wall_s": median(t.backward for t in times),

@@ -1,11 +1,12 @@
 """The libraries that we are held against, called as their own trainers call them."""
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from cases import Case
-from implementations import Call, Implementation, from_torch
+from implementations import Call, Implementation, UnavailableError, from_torch
 from inputs import Inputs
 from torch import Tensor
 
@@ -27,13 +28,13 @@ def loaded(names: list[str]) -> None:
                 break
 
 
-def _module(name: str) -> Any:
+def imported(name: str) -> Any:
     """By name, so that type checkers do not ask for peers either."""
     return importlib.import_module(name)
 
 
 def trl_logits(case: Case, x: Inputs) -> Call:
-    utils = _module("trl.trainer.utils")
+    utils = imported("trl.trainer.utils")
     ids = x.ids.view(8, -1)
 
     def call() -> tuple[Tensor, ...]:
@@ -47,7 +48,7 @@ def trl_logits(case: Case, x: Inputs) -> Call:
 
 
 def trl_head(case: Case, x: Inputs) -> Call:
-    apply = _module("trl.kernels").ChunkedLogProbFunction.apply
+    apply = imported("trl.kernels").ChunkedLogProbFunction.apply
     extra = ("entropy",) if case.entropy else ()
 
     def call() -> tuple[Tensor, ...]:
@@ -58,13 +59,14 @@ def trl_head(case: Case, x: Inputs) -> Call:
 
 
 def trl_kl(case: Case, x: Inputs) -> Call:
-    apply = _module("trl.kernels.chunked_divergence").ChunkedDivergenceFunction.apply
+    apply = imported("trl.kernels.chunked_divergence").ChunkedDivergenceFunction.apply
     heads = (x.hidden, x.weight, None, x.ref_hidden, x.ref_weight, None)
-    return lambda: apply(*heads, 0.0)[:1]
+    beta = jsd_beta(case)
+    return lambda: apply(*heads, beta)[:1]
 
 
 def liger_head(case: Case, x: Inputs) -> Call:
-    module = _module("liger_kernel.ops.fused_linear_scaled_cross_entropy")
+    module = imported("liger_kernel.ops.fused_linear_scaled_cross_entropy")
     apply = module.LigerFusedLinearScaledCrossEntropyFunction.apply
 
     def call() -> tuple[Tensor, ...]:
@@ -76,12 +78,12 @@ def liger_head(case: Case, x: Inputs) -> Call:
     return call
 
 
-def liger_grpo(case: Case, x: Inputs) -> Call:
-    loss = _module("liger_kernel.chunked_loss").LigerFusedLinearGRPOLoss(
-        beta=0.0, use_ref_model=False, loss_type="grpo", compiled=False
+def liger_grpo(case: Case, x: Inputs, compiled: bool = False) -> Call:
+    loss = imported("liger_kernel.chunked_loss").LigerFusedLinearGRPOLoss(
+        beta=0.0, use_ref_model=False, loss_type="grpo", compiled=compiled
     )
     ids, old_logprobs = x.ids.view(case.rows, -1), x.old_logprobs.view(case.rows, -1)
-    mask = torch.ones(ids.shape)
+    mask = torch.ones(ids.shape, device=ids.device)
 
     def call() -> tuple[Tensor, ...]:
         hidden = x.hidden.view(*ids.shape, -1)
@@ -91,16 +93,23 @@ def liger_grpo(case: Case, x: Inputs) -> Call:
 
 
 def liger_dpo(case: Case, x: Inputs) -> Call:
-    loss = _module("liger_kernel.chunked_loss").LigerFusedLinearDPOLoss(beta=0.1, use_ref_model=False, compiled=False)
+    loss = imported("liger_kernel.chunked_loss").LigerFusedLinearDPOLoss(beta=0.1, use_ref_model=False, compiled=False)
     ids = x.ids.view(case.rows, -1)
     return lambda: loss(x.weight, x.hidden.view(*ids.shape, -1), ids)[:1]
 
 
 def liger_kl(case: Case, x: Inputs) -> Call:
-    loss = _module("liger_kernel.chunked_loss").LigerFusedLinearJSDLoss(
-        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=0.0, compiled=False
+    loss = imported("liger_kernel.chunked_loss").LigerFusedLinearJSDLoss(
+        weight_hard_loss=0.0, weight_soft_loss=1.0, beta=jsd_beta(case), compiled=False
     )
     return lambda: (loss(x.hidden, x.weight, x.ref_hidden, x.ref_weight, x.ids),)
+
+
+def jsd_beta(case: Case) -> float:
+    """At which both libraries' Jensen-Shannon divergence is the one of the case."""
+    if len(case.outputs) > 1:
+        raise UnavailableError("gives one divergence at a time")
+    return {"forward_kl": 0.0, "reverse_kl": 1.0}[next(iter(case.outputs))]
 
 
 PEERS = {
@@ -109,13 +118,16 @@ PEERS = {
     "grpo": {"liger": Implementation(liger_grpo)},
     "dpo": {"liger": Implementation(liger_dpo)},
     "kl": {"trl": Implementation(trl_kl), "liger": Implementation(liger_kl)},
+    "logits_kl": {},
     "gae": {},
 }
 
 
-def implementations(case: Case, names: tuple[str, ...] = ()) -> dict[str, Implementation]:
+def implementations(
+    case: Case, names: tuple[str, ...] = (), more: Mapping[str, Implementation] | None = None
+) -> dict[str, Implementation]:
     """All that can compute the case, ours first; of them those in `names` and in the case's own choice, where given."""
-    every = from_torch(case) | PEERS[case.kind]
+    every = {**from_torch(case), **PEERS[case.kind], **(more or {})}
     chosen = {
         name: implementation
         for name, implementation in every.items()

@@ -4,8 +4,9 @@
     python benchmarks/plot.py FILE... --folder DIR    of these files, into DIR
 
 against_tokens.png and against_vocabulary.png come of `run.py --sweep`: time and excess memory of forward and backward
-through a head. ratios.png: in every case, how many times as long each other implementation takes. Failed cases are
-left out, and so are quick runs, unless `--quick` asks for them: their times mean nothing.
+through a head. ratios.png: in every case, how many times as long each other implementation takes. Pictures of what
+gpu.py measured have the GPU's name before theirs. Failed cases are left out, and so are quick runs, unless `--quick`
+asks for them: their times mean nothing.
 """
 
 import argparse
@@ -20,15 +21,18 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from report import slug
 
 RESULTS = Path(__file__).parent / "results"
 Record = dict[str, Any]
 
 COLORS = {"ours": "#0b5cad", "naive": "#555555", "trl": "#d1702a", "liger": "#3d8b4f"}
+COLORS |= {"liger-flce": "#7b8f2a", "liger-jsd": "#2a8f86", "liger-compiled": "#5f7d3a"}
 OTHER = "#8a8a8a"
 GRID = "#e6e6e6"
 TITLES = {"trl": "TRL", "liger": "Liger", "cross_entropy": "F.cross_entropy", "compiled": "torch.compile"}
-TITLES["linear_cross_entropy"] = "F.linear_cross_entropy"
+TITLES |= {"linear_cross_entropy": "F.linear_cross_entropy", "liger-flce": "Liger FLCE", "liger-jsd": "Liger JSD"}
+TITLES["liger-compiled"] = "Liger, compiled"
 AXES = {"tokens": ("N", "tokens N"), "vocabulary": ("V", "vocabulary V")}
 APART = 0.055  # of a panel's height: labels closer than this would overlap
 
@@ -41,30 +45,44 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="takes quick runs too")
     arguments = parser.parse_args()
     records = latest(arguments.files or sorted(RESULTS.glob("*.jsonl")), arguments.quick)
-    arguments.folder.mkdir(parents=True, exist_ok=True)
-    drawn = {
-        f"against_{axis}.png": against(axis, [r for r in records if r["sweep"] == axis])
-        for axis in AXES
-        if any(r["sweep"] == axis for r in records)
-    }
-    if any(not r["sweep"] for r in records):
-        drawn["ratios.png"] = ratios([r for r in records if not r["sweep"]], arguments.clock)
-    if not drawn:
+    figures = pictures(records, arguments.clock)
+    if not figures:
         parser.exit(1, "no timed record to draw\n")
-    for name, figure in drawn.items():
-        FigureCanvasAgg(figure).print_png(arguments.folder / name)
-        print(arguments.folder / name)
+    for path in saved(figures, arguments.folder):
+        print(path)
 
 
 def latest(files: Iterable[Path], quick: bool) -> list[Record]:
-    """The last record of each case and implementation that has a time."""
-    found: dict[tuple[str, str], Record] = {}
+    """The last record of each case and implementation, on each GPU or none, that has a time."""
+    found: dict[tuple[str, str, str], Record] = {}
     for file in files:
         for line in file.read_text().splitlines():
             record = json.loads(line)
-            if record["passed"] and record["wall_s"] is not None and (quick or not record["quick"]):
-                found[record["case"], record["implementation"]] = record
+            if record["passed"] and record.get("wall_s") is not None and (quick or not record["quick"]):
+                found[record.get("gpu", ""), record["case"], record["implementation"]] = record
     return list(found.values())
+
+
+def pictures(records: list[Record], clock: str = "wall") -> dict[str, Figure]:
+    """By file name."""
+    figures = {}
+    for gpu in dict.fromkeys(r.get("gpu", "") for r in records):
+        own, prefix = [r for r in records if r.get("gpu", "") == gpu], f"{slug(gpu)}-" if gpu else ""
+        for axis in AXES:
+            points = [r for r in own if r["sweep"] == axis]
+            if points:
+                figures[f"{prefix}against_{axis}.png"] = against(axis, points)
+        whole = [r for r in own if not r["sweep"]]
+        if any(not r["implementation"].startswith("ours") for r in whole):
+            figures[f"{prefix}ratios.png"] = ratios(whole, "wall" if gpu else clock)
+    return figures
+
+
+def saved(figures: dict[str, Figure], folder: Path) -> list[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, figure in figures.items():
+        FigureCanvasAgg(figure).print_png(folder / name)
+    return [folder / name for name in figures]
 
 
 def against(axis: str, records: list[Record]) -> Figure:
@@ -74,7 +92,8 @@ def against(axis: str, records: list[Record]) -> Figure:
     first = records[0]
     fixed = "vocabulary" if axis == "tokens" else "tokens"
     title = f"Head, {first['dtype']}, forward + backward, H = {first['hidden']:,}, {AXES[fixed][0]} = {first[fixed]:,}"
-    figure.suptitle(f"{title}, {first['threads']} threads", fontsize=10, x=0.01, ha="left")
+    where = first.get("gpu") or f"{first['threads']} threads"
+    figure.suptitle(f"{title}, {where}", fontsize=10, x=0.01, ha="left")
     _curves(panels[0], axis, records, lambda r: r["wall_s"] * 1e3, "wall time (ms)")
     _curves(panels[1], axis, records, _excess_mib, "excess memory (MiB)")
     return figure

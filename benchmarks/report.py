@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,13 @@ from typing import Any
 from cases import Case
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = {"torch": "torch", "trl": "trl", "liger": "liger-kernel", "rlloss": "rlloss"}
+PACKAGES = {"torch": "torch", "triton": "triton", "trl": "trl", "liger": "liger-kernel", "rlloss": "rlloss"}
 MEASURED = (
-    *("wall_s", "cpu_s", "forward_wall_s", "backward_wall_s", "wall_over_ours", "cpu_over_ours", "rounds"),
-    *("roofline_fraction", "excess_bytes", "mandatory_bytes", "backward_over_dense"),
+    *("wall_s", "wall_min_s", "cpu_s", "forward_wall_s", "backward_wall_s", "wall_over_ours", "cpu_over_ours"),
+    *("rounds", "roofline_fraction", "excess_bytes", "mandatory_bytes", "backward_over_dense"),
 )
 TOLERATED_NEIGHBOURS = 0.05  # of all cores
-HEADINGS = (
-    "implementation",
-    "wall ms",
-    "CPU ms",
-    "wall/ours",
-    "CPU/ours",
-    "excess MiB",
-    "max error",
-    "grad error",
-    "roofline",
-)
+HEADINGS = ("wall ms", "CPU ms", "wall/ours", "CPU/ours", "excess MiB", "max error", "grad error", "roofline")
 
 
 def machine() -> dict[str, Any]:
@@ -68,19 +59,27 @@ def _git(*arguments: str) -> str | None:
     return run.stdout.strip()
 
 
-def results_file(folder: Path) -> Path:
-    cpu = re.sub(r"[^a-z0-9]+", "-", str(machine()["cpu"]).lower()).strip("-") or "unknown"
-    return folder / f"{time.strftime('%Y-%m-%d')}-{cpu}-{os.cpu_count()}cores.jsonl"
+def results_file(folder: Path, gpu: str = "") -> Path:
+    """That of the GPU, or of this machine's processor."""
+    name = slug(gpu) if gpu else f"{slug(str(machine()['cpu'])) or 'unknown'}-{os.cpu_count()}cores"
+    return folder / f"{time.strftime('%Y-%m-%d')}-{name}.jsonl"
 
 
-def lines(case: Case, record: dict[str, Any], threads: int, quick: bool) -> list[dict[str, Any]]:
-    """One object per implementation and case; times are null where the case failed."""
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def lines(case: Case, record: dict[str, Any], **run: Any) -> list[dict[str, Any]]:
+    """One object per implementation and case; times are null where the case failed.
+
+    Args:
+        run: What else there is to say of the run: `quick`, `threads`, ...
+    """
     shared = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "case": case.name,
         **{key: value for key, value in asdict(case).items() if key not in ("name", "only")},
-        "threads": threads,
-        "quick": quick,
+        **run,
         "machine": machine(),
         "versions": versions(),
         "commit": commit(),
@@ -101,8 +100,11 @@ def appended(path: Path, records: list[dict[str, Any]]) -> None:
             file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
-def table(case: Case, record: dict[str, Any]) -> str:
-    cells = [HEADINGS, *(_cells(case, name, row) for name, row in record["rows"].items())]
+def table(case: Case, record: dict[str, Any], headings: Sequence[str] = HEADINGS) -> str:
+    cells = [("implementation", *headings)]
+    for name, row in record["rows"].items():
+        of_row = _cells(case, row)
+        cells.append((name, *(of_row[heading] for heading in headings)))
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     text = ["  ".join([f"  {name:<{widths[0]}}", *map(str.rjust, rest, widths[1:])]) for name, *rest in cells]
     part = record["rows"]["ours"].get("backward_over_dense")
@@ -115,32 +117,37 @@ def table(case: Case, record: dict[str, Any]) -> str:
     return "\n".join(text)
 
 
-def _cells(case: Case, name: str, row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(case: Case, row: dict[str, Any]) -> dict[str, str]:
+    """What a table can show of a row, by heading."""
+
     def number(key: str, form: str, scale: float = 1.0) -> str:
         value = row.get(key)
         return "-" if value is None else format(value * scale, form)
 
-    return (
-        name,
-        number("wall_s", ".1f", 1e3),
-        number("cpu_s", ".1f", 1e3),
-        number("wall_over_ours", ".2f"),
-        number("cpu_over_ours", ".2f"),
-        number("excess_bytes", ".1f", 2**-20),
-        "not finite" if row["max_error"] is None else f"{row['max_error']:.1e}",
-        _gradient_error(case, row),
-        number("roofline_fraction", ".2f"),
-    )
+    return {
+        "wall ms": number("wall_s", ".1f", 1e3),
+        "CPU ms": number("cpu_s", ".1f", 1e3),
+        "ms": number("wall_s", ".3f", 1e3),
+        "least": number("wall_min_s", ".3f", 1e3),
+        "forward": number("forward_wall_s", ".3f", 1e3),
+        "backward": number("backward_wall_s", ".3f", 1e3),
+        "wall/ours": number("wall_over_ours", ".2f"),
+        "CPU/ours": number("cpu_over_ours", ".2f"),
+        "excess MiB": number("excess_bytes", ".1f", 2**-20),
+        "max error": "not finite" if row["max_error"] is None else f"{row['max_error']:.1e}",
+        "grad error": _gradient_error(case, row),
+        "roofline": number("roofline_fraction", ".2f"),
+    }
 
 
 def _gradient_error(case: Case, row: dict[str, Any]) -> str:
-    """In bfloat16 also as a multiple of its floor."""
+    """In low precision also as a multiple of its floor."""
     if not row["gradient_errors"]:
         return "-"
     error, floor = row["gradient_error"], row["gradient_floor"]
     if error is None:
         return "not finite"
-    return f"{error:.1e}" + (f" ({error / floor:.2f} floors)" if case.dtype == "bfloat16" else "")
+    return f"{error:.1e}" + ("" if case.dtype == "float32" else f" ({error / floor:.2f} floors)")
 
 
 def _first_match(path: Path, pattern: str) -> str | None:

@@ -65,7 +65,7 @@ def _failed(case: Case, arguments: argparse.Namespace) -> bool:
             print(f"  {name}: no memory figure: {memory['error'].strip().splitlines()[-1]}")
         else:
             row |= memory
-    appended(results_file(arguments.results), lines(case, record, threads, arguments.quick))
+    appended(results_file(arguments.results), lines(case, record, threads=threads, quick=arguments.quick))
     print(table(case, record))
     for failure in record["failures"]:
         print(f"FAILED {case.name}: {failure}")
