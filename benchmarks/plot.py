@@ -34,6 +34,7 @@ TITLES = {"trl": "TRL", "liger": "Liger", "cross_entropy": "F.cross_entropy", "c
 TITLES |= {"linear_cross_entropy": "F.linear_cross_entropy", "liger-flce": "Liger FLCE", "liger-jsd": "Liger JSD"}
 TITLES["liger-compiled"] = "Liger, compiled"
 AXES = {"tokens": ("N", "tokens N"), "vocabulary": ("V", "vocabulary V")}
+LONGEST_BAR = 50.0  # a larger ratio is a number beside a bar that is cut
 APART = 0.055  # of a panel's height: labels closer than this would overlap
 
 
@@ -136,7 +137,7 @@ def ratios(records: list[Record], clock: str) -> Figure:
     key = f"{clock}_over_ours"
     cases = list(dict.fromkeys(r["case"] for r in records))[::-1]
     names = [n for n in dict.fromkeys(r["implementation"] for r in records) if not n.startswith("ours")]
-    shown = [r[key] for r in records if r["implementation"] in names]
+    shown = [min(r[key], LONGEST_BAR) for r in records if r["implementation"] in names]
     figure = _figure(2.3 + 1.6 * len(names), 1.2 + 0.24 * len(cases))
     figure.suptitle("Time over ours; pale where it is less", fontsize=10, x=0.01, ha="left")
     panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
@@ -153,7 +154,7 @@ def ratios(records: list[Record], clock: str) -> Figure:
 def _bars(panel: Axes, bars: list[tuple[int, float]], name: str) -> None:
     panel.set_xscale("log")
     for place, ratio in bars:
-        left, right = sorted((1.0, ratio))
+        left, right = sorted((1.0, min(ratio, LONGEST_BAR)))
         panel.barh(place, right - left, left=left, height=0.66, color=_color(name), alpha=1 if ratio >= 1 else 0.4)
         panel.text(right * 1.1, place, f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}", va="center", fontsize=7.5)
     panel.axvline(1, color="black", linewidth=0.8)

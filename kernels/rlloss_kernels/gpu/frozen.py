@@ -42,7 +42,9 @@ def forward(
     tokens, width = h.shape
     if not tokens:
         return
-    cut, columns = tiling(h), columns_at_a_time(head, tokens, scratch_bytes)
+    cut = tiling(h)
+    # whole groups, so that their sums are merged in one order, however many rows there are
+    columns = triton.cdiv(columns_at_a_time(head, tokens, scratch_bytes), cut.group) * cut.group
     blocks = triton.cdiv(tokens, cut.rows)
     offset = head_sums(head, h, rows, _NO_SUMS, last=min(cut.columns, head.vocabulary))[0].clone()
     growth, jumped = torch.empty_like(offset), torch.empty(blocks, dtype=torch.int32, device=h.device)
@@ -51,8 +53,9 @@ def forward(
     for column in range(0, head.vocabulary, columns):
         last = min(column + columns, head.vocabulary)
         weights = memory[: tokens * (last - column)].view(tokens, last - column)
-        new = head_sums(head, h, rows, _NO_SUMS, first=column, last=last, kept=Weights(weights, offset))
-        sums = new if sums is None else merged_sums(torch.stack([sums, new]), rows.number)
+        parts = partial_sums(head, h, rows, _NO_SUMS, column, last, Weights(weights, offset))
+        before = parts[:0] if sums is None else sums[None, : parts.shape[1]]
+        sums = merged_sums(torch.cat([before, parts]), rows.number)
         _offset_kernel[(blocks,)](sums, offset, growth, jumped, rows.number, cut.rows)
         partial_sums(head, h, rows, _NO_SUMS, column, last, Weights(weights, offset, jumped))
         if total is None:
