@@ -1,8 +1,8 @@
 """Other tilings of the products than the one that is built in, for the forward pass and for the gradient."""
 
 import statistics
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -12,8 +12,9 @@ from gpu_checks import ours, results
 from gpu_measure import Host, Timed, roofline
 from inputs import Inputs, make
 from jobs import Record
-from rlloss_kernels.gpu import frozen, gradient, head
+from rlloss_kernels.gpu import operands
 from rlloss_kernels.gpu.tiling import Tiling, tiling
+from torch import Tensor
 
 TILINGS = (
     Tiling(128, 256, 64, 4, 8, 3),
@@ -74,9 +75,10 @@ def without_weight_gradient(x: Inputs) -> Inputs:
 @contextmanager
 def everywhere(cut: Tiling) -> Iterator[None]:
     """That tiling wherever a kernel of one head asks for one."""
-    chosen: Callable[..., Tiling] = lambda x, accumulators=1: cut  # noqa: E731
-    with ExitStack() as stack:
-        for module in (head, gradient, frozen):
-            assert module.tiling is tiling
-            stack.enter_context(patch.object(module, "tiling", chosen))
+    assert operands.tiling is tiling
+
+    def chosen(x: Tensor, accumulators: int = 1) -> Tiling:
+        return cut if accumulators == 1 else tiling(x, accumulators)
+
+    with patch.object(operands, "tiling", chosen):
         yield

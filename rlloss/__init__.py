@@ -3,13 +3,27 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from rlloss.advantages.gae import gae
+from rlloss.advantages.gae import gae, length_adaptive_lambda, returns_to_go
+from rlloss.advantages.gdpo import gdpo_advantages
 from rlloss.advantages.group import group_advantages, informative_groups
-from rlloss.advantages.running import AdaptiveKLController, FixedKLController, RunningRewardNorm
+from rlloss.advantages.optimal_value import optimal_value
+from rlloss.advantages.pass_at_k import pass_at_k_advantages
+from rlloss.advantages.presets import list_advantages, preset_advantages
+from rlloss.advantages.rows import joint_ids
+from rlloss.advantages.running import (
+    AdaptiveEntropyController,
+    AdaptiveKLController,
+    FixedKLController,
+    RunningRewardNorm,
+)
+from rlloss.advantages.running_baseline import RunningBaseline
 from rlloss.advantages.shaping import kl_shaped_rewards, overlong_penalty
+from rlloss.advantages.tokens import optimal_token_baseline, turn_advantages
 from rlloss.advantages.whiten import whiten
+from rlloss.correction import Correction, importance_correction, top_entropy_correction
 from rlloss.divergence import (
     TokenDivergences,
+    kl_abs,
     kl_k1,
     kl_k2,
     kl_k3,
@@ -18,25 +32,46 @@ from rlloss.divergence import (
     token_divergences,
 )
 from rlloss.logprobs import TokenStats, linear_logprobs, sequence_logps, sequence_mean_logps, token_logprobs
+from rlloss.losses.a2c import A2CLoss
+from rlloss.losses.a_star_po import AStarPOLoss
 from rlloss.losses.actor_critic import ActorCriticLoss
 from rlloss.losses.bradley_terry import BradleyTerryLoss
+from rlloss.losses.cispo import CISPOLoss
+from rlloss.losses.clip_cov import ClipCovLoss
 from rlloss.losses.conservative_ppo import ConservativePPOLoss
+from rlloss.losses.cpgd import CPGDLoss
 from rlloss.losses.dapo import DAPOLoss
+from rlloss.losses.decoupled_ppo import DecoupledPPOLoss
 from rlloss.losses.dpo import DPOLoss
+from rlloss.losses.dppo import DPPOLoss
 from rlloss.losses.dr_grpo import DrGRPOLoss
+from rlloss.losses.dro import DROLoss
+from rlloss.losses.gmpo import GMPOLoss
+from rlloss.losses.gpg import GPGLoss
 from rlloss.losses.grpo import GRPOLoss
 from rlloss.losses.gspo import GSPOLoss
+from rlloss.losses.gspo_token import GSPOTokenLoss
 from rlloss.losses.importance_sampling import ImportanceSamplingLoss
 from rlloss.losses.ipo import IPOLoss
+from rlloss.losses.kimi import KimiLoss
+from rlloss.losses.kl_cov import KLCovLoss
 from rlloss.losses.kto import KTOLoss, kto_kl
+from rlloss.losses.luspo import LUSPOLoss
+from rlloss.losses.m2po import M2POLoss
+from rlloss.losses.opsm import OPSMLoss
 from rlloss.losses.ppo import PPOLoss
 from rlloss.losses.reinforce import REINFORCELoss
 from rlloss.losses.rloo import RLOOLoss
+from rlloss.losses.sapo import SAPOLoss
 from rlloss.losses.sft import SFTLoss
 from rlloss.losses.simpo import SimPOLoss
+from rlloss.losses.tis import TISLoss
+from rlloss.losses.topr import TOPRLoss
 from rlloss.losses.value import ValueLoss
+from rlloss.losses.vespo import VESPOLoss
 from rlloss.models import hidden_logprobs, model_hidden, model_logprobs
 from rlloss.output import (
+    EffectiveSampleSize,
     ExplainedVariance,
     LossOutput,
     Max,
@@ -50,7 +85,14 @@ from rlloss.output import (
     waist_gradient,
 )
 from rlloss.parallel import VocabShard
-from rlloss.policy import ClippedPolicyLoss, PolicyBatch, PolicyLoss, PolicyOptions
+from rlloss.policy import PolicyBatch, PolicyLoss, PolicyOptions
+from rlloss.policy_surrogates import (
+    ClippedPolicyLoss,
+    QuadraticPolicyLoss,
+    SelectivePolicyLoss,
+    TruncatedPolicyLoss,
+    WeightedPolicyLoss,
+)
 from rlloss.preference import PreferenceLoss, logistic_loss
 from rlloss.protocol import Loss
 from rlloss.reduce import (
@@ -74,22 +116,42 @@ __version__ = "0.1.0"
 
 __all__ = [
     # losses
+    "A2CLoss",
+    "AStarPOLoss",
     "ActorCriticLoss",
     "BradleyTerryLoss",
+    "CISPOLoss",
+    "CPGDLoss",
+    "ClipCovLoss",
     "ConservativePPOLoss",
     "DAPOLoss",
     "DPOLoss",
+    "DPPOLoss",
+    "DROLoss",
+    "DecoupledPPOLoss",
     "DrGRPOLoss",
+    "GMPOLoss",
+    "GPGLoss",
     "GRPOLoss",
     "GSPOLoss",
+    "GSPOTokenLoss",
     "IPOLoss",
     "ImportanceSamplingLoss",
+    "KLCovLoss",
     "KTOLoss",
+    "KimiLoss",
+    "LUSPOLoss",
+    "M2POLoss",
+    "OPSMLoss",
     "PPOLoss",
     "REINFORCELoss",
     "RLOOLoss",
+    "SAPOLoss",
     "SFTLoss",
     "SimPOLoss",
+    "TISLoss",
+    "TOPRLoss",
+    "VESPOLoss",
     "ValueLoss",
     "get_loss",
     "kto_kl",
@@ -110,17 +172,34 @@ __all__ = [
     "token_divergences",
     "token_logprobs",
     # rewards in, advantages out
+    "AdaptiveEntropyController",
     "AdaptiveKLController",
     "FixedKLController",
+    "RunningBaseline",
     "RunningRewardNorm",
     "gae",
+    "gdpo_advantages",
     "group_advantages",
     "informative_groups",
+    "joint_ids",
     "kl_shaped_rewards",
+    "length_adaptive_lambda",
+    "list_advantages",
+    "optimal_token_baseline",
+    "optimal_value",
     "overlong_penalty",
+    "pass_at_k_advantages",
+    "preset_advantages",
+    "returns_to_go",
+    "turn_advantages",
     "whiten",
+    # which tokens count how much: off-policy corrections and selections, for `token_weights`
+    "Correction",
+    "importance_correction",
+    "top_entropy_correction",
     # what a loss is made of
     "clipped_surrogate",
+    "kl_abs",
     "kl_k1",
     "kl_k2",
     "kl_k3",
@@ -138,6 +217,7 @@ __all__ = [
     # the protocol
     "ClippedPolicyLoss",
     "Counts",
+    "EffectiveSampleSize",
     "ExplainedVariance",
     "Loss",
     "LossOutput",
@@ -150,6 +230,10 @@ __all__ = [
     "PolicyLoss",
     "PolicyOptions",
     "PreferenceLoss",
+    "QuadraticPolicyLoss",
+    "SelectivePolicyLoss",
+    "TruncatedPolicyLoss",
+    "WeightedPolicyLoss",
     "combine",
     "count",
     "merge_metrics",

@@ -110,3 +110,9 @@ def check_count(who: str, name: str, value: int) -> None:
     """Raises ValueError unless `value` is an integer of at least 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{who}: {name} must be an integer of at least 1, got {value!r}")
+
+
+def check_seed(who: str, name: str, value: int) -> None:
+    """Raises ValueError unless `value` is an integer of 32 bits."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**32:
+        raise ValueError(f"{who}: {name} must be an integer in [0, 2^32), got {value!r}")

@@ -29,6 +29,7 @@ __all__ = [
     "KLGradient",
     "TokenDivergences",
     "check_kl",
+    "kl_abs",
     "kl_k1",
     "kl_k2",
     "kl_k3",
@@ -37,14 +38,18 @@ __all__ = [
     "token_divergences",
 ]
 
-KLEstimator = Literal["k1", "k2", "k3"]
+KLEstimator = Literal["k1", "k2", "k3", "abs", "exact"]
 KLGradient = Literal["reverse", "forward", "literal"]
 
 _UNSOUND = {
     ("k1", "forward"): "k1 has zero expected gradient; only k3 descends KL(ref||pi)",
     ("k2", "forward"): "k2 descends KL(pi||ref); only k3 descends KL(ref||pi)",
     ("k1", "literal"): "as a loss, k1 has zero expected gradient and regularises nothing",
+    ("abs", "reverse"): "the gradient of |l - ref| descends neither KL",
+    ("abs", "forward"): "the gradient of |l - ref| descends neither KL",
+    ("exact", "literal"): "the divergence of the whole vocabulary is no estimator",
 }
+_WAY_OUT = {"abs": "kl_grad='literal' takes it as it stands", "exact": "kl_grad says which KL ref_kl is"}
 
 
 def check_kl(who: str, kl: str, kl_grad: str) -> None:
@@ -52,7 +57,8 @@ def check_kl(who: str, kl: str, kl_grad: str) -> None:
     check_choice(who, "kl", kl, get_args(KLEstimator))
     check_choice(who, "kl_grad", kl_grad, get_args(KLGradient))
     if (kl, kl_grad) in _UNSOUND:
-        raise ValueError(f"{who}: kl={kl!r} with kl_grad={kl_grad!r}: {_UNSOUND[kl, kl_grad]}; use kl_grad='reverse'")
+        way_out = _WAY_OUT.get(kl, "use kl_grad='reverse'")
+        raise ValueError(f"{who}: kl={kl!r} with kl_grad={kl_grad!r}: {_UNSOUND[kl, kl_grad]}; {way_out}")
 
 
 def kl_k1(logprobs: Float[Tensor, "*tokens"], ref_logprobs: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens"]:
@@ -87,6 +93,15 @@ def kl_k3(
     return torch.expm1(log_ratio) - log_ratio
 
 
+def kl_abs(logprobs: Float[Tensor, "*tokens"], ref_logprobs: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens"]:
+    """|l - ref|, a cost that some systems put into the reward; no KL divergence has it as its estimate.
+
+    >>> kl_abs(torch.tensor([-1.5]), torch.tensor([-1.0])).tolist()
+    [0.5]
+    """
+    return (logprobs - ref_logprobs).abs()
+
+
 def kl_term(
     logprobs: Float[Tensor, "*tokens"],
     old_logprobs: Float[Tensor, "*tokens"],
@@ -99,7 +114,7 @@ def kl_term(
 
     With r = exp(logprobs - old_logprobs), bounded, and sg = stop-gradient:
     `reverse` descends KL(pi||ref): r k1, sg(r) k2, r k3; `forward` descends KL(ref||pi): sg(r) k3; `literal` is the
-    bare estimator as papers print it (at r = 1, k2 descends KL(pi||ref) and k3 descends KL(ref||pi)).
+    bare estimator as papers print it (at r = 1, k2 descends KL(pi||ref), k3 descends KL(ref||pi) and abs neither).
 
     >>> l, ref = torch.tensor([-1.0], requires_grad=True), torch.tensor([-1.5])
     >>> kl_term(l, l.detach(), ref, "k3", "reverse").backward()  # d/dl (r k3) = l - ref
@@ -109,7 +124,7 @@ def kl_term(
     if kl == "k3":
         estimate = kl_k3(logprobs, ref_logprobs, max_log_ratio)
     else:
-        estimate = (kl_k1 if kl == "k1" else kl_k2)(logprobs, ref_logprobs)
+        estimate = {"k1": kl_k1, "k2": kl_k2, "abs": kl_abs}[kl](logprobs, ref_logprobs)
     if kl_grad == "literal":
         return estimate
     ratio = bounded(logprobs - old_logprobs, max_log_ratio).exp()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "EffectiveSampleSize",
     "ExplainedVariance",
     "LossOutput",
     "Max",
@@ -210,7 +211,39 @@ class Min(_Metric, _MinFields):
         return Min(torch.minimum(self.smallest, other.smallest))
 
 
-Metric = Mean | Moments | ExplainedVariance | Max | Min
+class _EffectiveSampleSizeFields(NamedTuple):
+    total: Tensor
+    squares: Tensor
+    count: Tensor
+
+
+class EffectiveSampleSize(_Metric, _EffectiveSampleSizeFields):
+    """Kish's (sum w)^2 / (n sum w^2) of importance weights: 1 where all weigh the same, 1/n where one has it all.
+
+    >>> w = torch.tensor([1.0, 1.0, 0.0, 0.0])
+    >>> float(EffectiveSampleSize.of(w, w >= 0))
+    0.5
+    """
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, weights: Tensor, mask: Tensor) -> "EffectiveSampleSize":
+        """That of `weights` where `mask` is True, as a share of their number; 0 where none weighs anything."""
+        weights = torch.where(mask, weights.detach(), 0)
+        return cls(weights.sum(), weights.square().sum(), mask.sum())
+
+    @property
+    def value(self) -> Tensor:
+        """The share of the samples that the weights are worth."""
+        weighed = self.count * self.squares
+        return torch.where(weighed > 0, self.total.square() / torch.where(weighed > 0, weighed, 1), 0)
+
+    def __add__(self, other: "EffectiveSampleSize") -> "EffectiveSampleSize":
+        return EffectiveSampleSize(self.total + other.total, self.squares + other.squares, self.count + other.count)
+
+
+Metric = Mean | Moments | ExplainedVariance | EffectiveSampleSize | Max | Min
 
 
 class LossOutput(NamedTuple):

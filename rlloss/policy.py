@@ -1,11 +1,12 @@
 """What all policy losses share: mask at the door, ratio, weights, KL term, entropy bonus, reduction, metrics."""
 
-from typing import Any, ClassVar, NamedTuple, TypedDict
+from typing import ClassVar, NamedTuple, TypedDict
 
 from torch import Tensor
 
 from rlloss._checks import check_full_precision, check_like, check_range, check_tokens_layout
 from rlloss._typing import Bool, Float
+from rlloss.advantages.running import AdaptiveEntropyController
 from rlloss.divergence import KLEstimator, KLGradient, check_kl, kl_k3, kl_term
 from rlloss.output import LossOutput, Max, Mean, Metric, Min, Moments
 from rlloss.protocol import Loss
@@ -21,25 +22,30 @@ from rlloss.reduce import (
     within_sequences,
     zero_masked,
 )
-from rlloss.surrogate import RatioLevel, bounded, clipped_surrogate, log_ratios
+from rlloss.surrogate import RatioLevel, bounded, log_ratios
 
-__all__ = ["ClippedPolicyLoss", "PolicyBatch", "PolicyLoss", "PolicyOptions"]
+__all__ = ["PolicyBatch", "PolicyLoss", "PolicyOptions"]
 
 
 class PolicyOptions(TypedDict, total=False):
     """Hyperparameters of every policy loss.
 
-    kl_coef: Weight of the KL penalty to the reference; needs `ref_logprobs`.
-    kl, kl_grad: Estimator and the divergence that its gradient descends: see `rlloss.kl_term`.
-    entropy_coef: Weight of the entropy bonus; needs `entropy`.
+    kl_coef: Weight of the KL penalty to the reference; needs `ref_logprobs`, or `ref_kl` with kl="exact".
+    kl, kl_grad: Estimator and the divergence that its gradient descends: see `rlloss.kl_term`. "exact" is that of the
+        whole vocabulary, given as `ref_kl`.
+    entropy_coef: Weight of the entropy bonus, or `rlloss.AdaptiveEntropyController`; needs `entropy`.
     max_log_ratio: Bound of every exponentiated log-ratio, in nats.
     """
 
     kl_coef: float
     kl: KLEstimator
     kl_grad: KLGradient
-    entropy_coef: float
+    entropy_coef: float | AdaptiveEntropyController
     max_log_ratio: float
+
+
+_OPTIONAL = {"ref_logprobs", "ref_kl", "rollout_logprobs", "entropy", "token_weights"}
+_WITH_GRADIENT = {"ref_kl", "entropy"}
 
 
 class PolicyBatch(NamedTuple):
@@ -50,11 +56,15 @@ class PolicyBatch(NamedTuple):
     advantages: Tensor
     loss_mask: Tensor
     ref_logprobs: Tensor | None
+    ref_kl: Tensor | None
+    rollout_logprobs: Tensor | None
     entropy: Tensor | None
     token_weights: Tensor | None
     cu_seqlens: Tensor | None
     log_ratio: Tensor  # at the loss's ratio level, not yet bounded
     ratio: Tensor  # its exponential, within bounds
+    selected: Tensor | None = None  # the tokens that a loss has chosen among those of the whole step
+    drift: Tensor | None = None  # the log-ratio to what a loss squares it against, at its ratio level
 
 
 class PolicyLoss(Loss):
@@ -64,10 +74,11 @@ class PolicyLoss(Loss):
     `cu_seqlens`, aligned with the ids that they score (`rlloss.shift`), in float32 or float64.
     `old_logprobs=None` means the policy itself, detached. `advantages` may hold one value per sequence.
 
-    Optional: `ref_logprobs` (frozen reference), `entropy` (per token), `token_weights` (scale surrogate and KL but
-    not the entropy bonus; 0 rejects a token's own term and keeps the denominator, but a ratio of the whole sequence
-    goes on counting the token), `normalizer` (`rlloss.count` summed over the
-    step's micro-batches and ranks; without it the call's own counts serve).
+    Optional: `ref_logprobs` (frozen reference), `ref_kl` (with kl="exact": what `rlloss.token_divergences` or
+    `rlloss.linear_divergences` gives per token, with its gradient), `entropy` (per token), `token_weights` (scale
+    surrogate and KL but not the entropy bonus; 0 rejects a token's own term and keeps the denominator, but a ratio of
+    the whole sequence goes on counting the token), `normalizer` (`rlloss.count` summed over the step's micro-batches
+    and ranks; without it the call's own counts serve), and for losses that name it `rollout_logprobs` (the sampler's).
 
     Metrics: ratio (with ratio_std), ratio_max, ratio_min, approx_kl (to old), bounded_frac, and where given ref_kl (per
     token), ref_kl_seq (summed over each sequence) and entropy. An all-masked batch gives exactly 0 with zero gradient.
@@ -84,13 +95,14 @@ class PolicyLoss(Loss):
         kl_coef: float = 0.0,
         kl: KLEstimator = "k3",
         kl_grad: KLGradient = "reverse",
-        entropy_coef: float = 0.0,
+        entropy_coef: float | AdaptiveEntropyController = 0.0,
         max_log_ratio: float = 20.0,
     ) -> None:
         super().__init__()
         check_range(self._who, "kl_coef", kl_coef, 0)
         check_kl(self._who, kl, kl_grad)
-        check_range(self._who, "entropy_coef", entropy_coef)
+        if not isinstance(entropy_coef, AdaptiveEntropyController):
+            check_range(self._who, "entropy_coef", entropy_coef)
         check_range(self._who, "max_log_ratio", max_log_ratio, 0, 20, open_low=True)
         self.kl_coef = kl_coef
         self.kl: KLEstimator = kl
@@ -99,7 +111,11 @@ class PolicyLoss(Loss):
 
     @property
     def needs_reference(self) -> bool:
-        """True with a KL penalty."""
+        """True with a KL penalty whose estimator is of the sampled token."""
+        return self._reads_kl and self.kl != "exact"
+
+    @property
+    def _reads_kl(self) -> bool:
         return bool(self.kl_coef)
 
     def surrogate(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, Metric]]:
@@ -114,6 +130,8 @@ class PolicyLoss(Loss):
         loss_mask: Bool[Tensor, "*tokens"],
         *,
         ref_logprobs: Float[Tensor, "*tokens"] | None = None,
+        ref_kl: Float[Tensor, "*tokens"] | None = None,
+        rollout_logprobs: Float[Tensor, "*tokens"] | None = None,
         entropy: Float[Tensor, "*tokens"] | None = None,
         token_weights: Float[Tensor, "*tokens"] | None = None,
         normalizer: Normalizer | None = None,
@@ -122,7 +140,16 @@ class PolicyLoss(Loss):
         """The loss and its metrics; the class docstring says what each argument means."""
         check_normalizer(self._who, normalizer)
         batch = self.door(
-            logprobs, old_logprobs, advantages, loss_mask, ref_logprobs, entropy, token_weights, cu_seqlens
+            logprobs,
+            old_logprobs,
+            advantages,
+            loss_mask,
+            ref_logprobs=ref_logprobs,
+            ref_kl=ref_kl,
+            rollout_logprobs=rollout_logprobs,
+            entropy=entropy,
+            token_weights=token_weights,
+            cu_seqlens=cu_seqlens,
         )
         return self.objective(batch, normalizer)
 
@@ -132,50 +159,68 @@ class PolicyLoss(Loss):
         old_logprobs: Tensor | None,
         advantages: Tensor,
         loss_mask: Tensor,
-        ref_logprobs: Tensor | None,
-        entropy: Tensor | None,
-        token_weights: Tensor | None,
-        cu_seqlens: Tensor | None,
+        *,
+        cu_seqlens: Tensor | None = None,
+        **optional: Tensor | None,
     ) -> PolicyBatch:
         """Checks every input and zeroes what is masked, before any exp, product or sum can see it."""
         who = self._who
         check_tokens_layout(who, loss_mask, cu_seqlens)
         check_like(who, "logprobs", logprobs, "loss_mask", loss_mask)
         old_logprobs = logprobs if old_logprobs is None else old_logprobs
-        given = {"old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs}
-        given |= {"entropy": entropy, "token_weights": token_weights}
-        for name, x in given.items():
+        for name, x in {"old_logprobs": old_logprobs, **optional}.items():
             if x is not None:
                 check_like(who, name, x, "logprobs", logprobs)
-        if self.kl_coef and ref_logprobs is None:
-            raise ValueError(f"{who}: kl_coef={self.kl_coef} needs ref_logprobs, got None")
-        if self.entropy_coef and entropy is None:
-            raise ValueError(
-                f"{who}: entropy_coef={self.entropy_coef} needs entropy, got None; "
-                'ask the log-prob functions for outputs=("logprobs", "entropy")'
-            )
+        self._check_given(optional)
         advantages = _token_advantages(who, advantages, loss_mask, cu_seqlens)
         loss_mask = within_sequences(loss_mask, cu_seqlens)
-
-        def enter(x: Tensor | None) -> Tensor | None:
-            return None if x is None else zero_masked(loss_mask, x)[0]
 
         logprobs, old_logprobs, advantages = zero_masked(
             loss_mask, logprobs, old_logprobs.detach(), advantages.detach()
         )
+        entered = dict.fromkeys(_OPTIONAL)
+        for name, x in optional.items():
+            if x is not None:
+                entered[name] = zero_masked(loss_mask, x if name in _WITH_GRADIENT else x.detach())[0]
         log_ratio = log_ratios(logprobs, old_logprobs, loss_mask, self.ratio_level, cu_seqlens)
         return PolicyBatch(
             logprobs=logprobs,
             old_logprobs=old_logprobs,
             advantages=advantages,
             loss_mask=loss_mask,
-            ref_logprobs=enter(None if ref_logprobs is None else ref_logprobs.detach()),
-            entropy=enter(entropy),
-            token_weights=enter(None if token_weights is None else token_weights.detach()),
             cu_seqlens=cu_seqlens,
             log_ratio=log_ratio,
             ratio=bounded(log_ratio, self.max_log_ratio).exp(),
+            **entered,
         )
+
+    def _check_given(self, given: dict[str, Tensor | None]) -> None:
+        """Raises ValueError for a term without its input, and for an input that no term would read."""
+        who, absent = self._who, {name for name, x in given.items() if x is None} | (_OPTIONAL - given.keys())
+        if self.needs_reference and "ref_logprobs" in absent:
+            raise ValueError(f"{who}: kl_coef={self.kl_coef} needs ref_logprobs, got None")
+        if self._reads_kl and self.kl == "exact" and "ref_kl" in absent:
+            raise ValueError(
+                f"{who}: kl='exact' needs ref_kl, got None; rlloss.token_divergences and rlloss.linear_divergences "
+                f"give it as {self.kl_grad}_kl"
+            )
+        if self.kl != "exact" and "ref_kl" not in absent:
+            raise ValueError(f"{who}: ref_kl is for kl='exact', got it with kl={self.kl!r}")
+        if self.needs_rollout == ("rollout_logprobs" in absent):
+            raise ValueError(
+                f"{who}: needs rollout_logprobs, the sampler's, got None"
+                if self.needs_rollout
+                else f"{who}: takes no rollout_logprobs; rlloss.importance_correction makes token_weights of them"
+            )
+        if self._has_entropy_bonus and "entropy" in absent:
+            raise ValueError(
+                f"{who}: entropy_coef={self.entropy_coef} needs entropy, got None; "
+                'ask the log-prob functions for outputs=("logprobs", "entropy")'
+            )
+
+    @property
+    def _has_entropy_bonus(self) -> bool:
+        return isinstance(self.entropy_coef, AdaptiveEntropyController) or self.entropy_coef != 0
 
     def objective(self, batch: PolicyBatch, normalizer: Normalizer | None) -> LossOutput:
         """Weights * (surrogate + kl_coef * KL) - entropy_coef * entropy, reduced, with its metrics."""
@@ -184,8 +229,8 @@ class PolicyLoss(Loss):
         if self.kl_coef:
             token_loss = token_loss + self.kl_coef * self.ref_kl(accepted)
         token_loss = weighted(token_loss, batch.token_weights)
-        if self.entropy_coef and batch.entropy is not None:
-            token_loss = token_loss - self.entropy_coef * batch.entropy
+        if self._has_entropy_bonus and batch.entropy is not None:
+            token_loss = token_loss - self._entropy_weight(batch.entropy) * batch.entropy
         loss = reduce_tokens(
             token_loss,
             batch.loss_mask,
@@ -198,10 +243,16 @@ class PolicyLoss(Loss):
 
     def ref_kl(self, batch: PolicyBatch) -> Tensor:
         """The per-token KL penalty, with the gradient that `kl_grad` names."""
+        if batch.ref_kl is not None:
+            return batch.ref_kl
         assert batch.ref_logprobs is not None  # the door has checked it
         return kl_term(
             batch.logprobs, batch.old_logprobs, batch.ref_logprobs, self.kl, self.kl_grad, self.max_log_ratio
         )
+
+    def _entropy_weight(self, like: Tensor) -> Tensor | float:
+        coef = self.entropy_coef
+        return coef.entropy_coef.to(like) if isinstance(coef, AdaptiveEntropyController) else coef
 
     def _metrics(self, batch: PolicyBatch) -> dict[str, Metric]:
         mask, ratio = batch.loss_mask, batch.ratio
@@ -213,8 +264,10 @@ class PolicyLoss(Loss):
             "approx_kl": Mean.of(kl_k3(batch.old_logprobs, batch.logprobs, self.max_log_ratio), mask),
             "bounded_frac": Mean.of(out_of_bounds.to(ratio.dtype), mask),
         }
-        if batch.ref_logprobs is not None:
+        kl = batch.ref_kl
+        if kl is None and batch.ref_logprobs is not None:
             kl = kl_k3(batch.logprobs, batch.ref_logprobs, self.max_log_ratio)
+        if kl is not None:
             metrics["ref_kl"] = Mean.of(kl, mask)
             lengths = sequence_lengths(mask, batch.cu_seqlens)
             metrics["ref_kl_seq"] = Mean.of(sequence_sum(kl, mask, batch.cu_seqlens), lengths > 0)
@@ -223,33 +276,14 @@ class PolicyLoss(Loss):
         return metrics
 
 
-class ClippedPolicyLoss(PolicyLoss):
-    """Base of the losses over PPO's clipped surrogate; adds clip_frac, the share of tokens where the clip binds."""
-
-    def __init__(
-        self, *, clip_eps_low: float, clip_eps_high: float, dual_clip: float | None = None, **options: Any
-    ) -> None:
-        super().__init__(**options)
-        check_range(self._who, "clip_eps_low", clip_eps_low, 0, 1)
-        check_range(self._who, "clip_eps_high", clip_eps_high, 0)
-        if dual_clip is not None:
-            check_range(self._who, "dual_clip", dual_clip, 1, open_low=True)
-        self.clip_eps_low, self.clip_eps_high, self.dual_clip = clip_eps_low, clip_eps_high, dual_clip
-
-    def surrogate(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, Metric]]:
-        """PPO's clipped surrogate per token, `rlloss.clipped_surrogate`."""
-        token_loss, is_clipped = clipped_surrogate(
-            batch.ratio, batch.advantages, self.clip_eps_low, self.clip_eps_high, self.dual_clip
-        )
-        return token_loss, {"clip_frac": Mean.of(is_clipped.to(token_loss.dtype), batch.loss_mask)}
-
-
 def _without_rejected(batch: PolicyBatch) -> PolicyBatch:
     """Zero where the weight is 0: a product's backward would make 0 * inf a NaN. Ratios are bounded as they are."""
     if batch.token_weights is None:
         return batch
-    logprobs, advantages = zero_masked(batch.token_weights != 0, batch.logprobs, batch.advantages)
-    return batch._replace(logprobs=logprobs, advantages=advantages)
+    accepted = batch.token_weights != 0
+    logprobs, advantages = zero_masked(accepted, batch.logprobs, batch.advantages)
+    drift = None if batch.drift is None else zero_masked(accepted, batch.drift)[0]
+    return batch._replace(logprobs=logprobs, advantages=advantages, drift=drift)
 
 
 def _token_advantages(who: str, advantages: Tensor, loss_mask: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -25,6 +25,7 @@ class Loss(nn.Module):
 
     family: ClassVar[Family]
     exactness: ClassVar[Exactness] = "sum"
+    needs_rollout: ClassVar[bool] = False  # whether `forward` takes the log-probs of the sampler
 
     @property
     def needs_reference(self) -> bool:

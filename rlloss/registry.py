@@ -4,53 +4,107 @@ import inspect
 from typing import Any
 
 from rlloss._checks import nearest
+from rlloss.losses.a2c import A2CLoss
+from rlloss.losses.a_star_po import AStarPOLoss
 from rlloss.losses.actor_critic import ActorCriticLoss
 from rlloss.losses.bradley_terry import BradleyTerryLoss
+from rlloss.losses.cispo import CISPOLoss
+from rlloss.losses.clip_cov import ClipCovLoss
 from rlloss.losses.conservative_ppo import ConservativePPOLoss
+from rlloss.losses.cpgd import CPGDLoss
 from rlloss.losses.dapo import DAPOLoss
+from rlloss.losses.decoupled_ppo import DecoupledPPOLoss
 from rlloss.losses.dpo import DPOLoss
+from rlloss.losses.dppo import DPPOLoss
 from rlloss.losses.dr_grpo import DrGRPOLoss
+from rlloss.losses.dro import DROLoss
+from rlloss.losses.gmpo import GMPOLoss
+from rlloss.losses.gpg import GPGLoss
 from rlloss.losses.grpo import GRPOLoss
 from rlloss.losses.gspo import GSPOLoss
+from rlloss.losses.gspo_token import GSPOTokenLoss
 from rlloss.losses.importance_sampling import ImportanceSamplingLoss
 from rlloss.losses.ipo import IPOLoss
+from rlloss.losses.kimi import KimiLoss
+from rlloss.losses.kl_cov import KLCovLoss
 from rlloss.losses.kto import KTOLoss
+from rlloss.losses.luspo import LUSPOLoss
+from rlloss.losses.m2po import M2POLoss
+from rlloss.losses.opsm import OPSMLoss
 from rlloss.losses.ppo import PPOLoss
 from rlloss.losses.reinforce import REINFORCELoss
 from rlloss.losses.rloo import RLOOLoss
+from rlloss.losses.sapo import SAPOLoss
 from rlloss.losses.sft import SFTLoss
 from rlloss.losses.simpo import SimPOLoss
+from rlloss.losses.tis import TISLoss
+from rlloss.losses.topr import TOPRLoss
 from rlloss.losses.value import ValueLoss
+from rlloss.losses.vespo import VESPOLoss
 from rlloss.protocol import Family, Loss
 
 __all__ = ["get_loss", "list_losses", "loss_family", "loss_hyperparameters", "loss_name", "spelled_as_key"]
 
 _LOSSES: dict[str, type[Loss]] = {
+    "a2c": A2CLoss,
+    "a_star_po": AStarPOLoss,
     "actor_critic": ActorCriticLoss,
     "bradley_terry": BradleyTerryLoss,
+    "cispo": CISPOLoss,
+    "clip_cov": ClipCovLoss,
     "conservative_ppo": ConservativePPOLoss,
+    "cpgd": CPGDLoss,
     "dapo": DAPOLoss,
+    "decoupled_ppo": DecoupledPPOLoss,
     "dpo": DPOLoss,
+    "dppo": DPPOLoss,
     "dr_grpo": DrGRPOLoss,
+    "dro": DROLoss,
+    "gmpo": GMPOLoss,
+    "gpg": GPGLoss,
     "grpo": GRPOLoss,
     "gspo": GSPOLoss,
+    "gspo_token": GSPOTokenLoss,
     "importance_sampling": ImportanceSamplingLoss,
     "ipo": IPOLoss,
+    "kimi": KimiLoss,
+    "kl_cov": KLCovLoss,
     "kto": KTOLoss,
+    "luspo": LUSPOLoss,
+    "m2po": M2POLoss,
+    "opsm": OPSMLoss,
     "ppo": PPOLoss,
     "reinforce": REINFORCELoss,
     "rloo": RLOOLoss,
+    "sapo": SAPOLoss,
     "sft": SFTLoss,
     "simpo": SimPOLoss,
+    "tis": TISLoss,
+    "topr": TOPRLoss,
     "value": ValueLoss,
+    "vespo": VESPOLoss,
 }
 _ALIASES = {
+    "a*_po": "a_star_po",
+    "a*po": "a_star_po",
+    "a2po": "a_star_po",
+    "a3c": "a2c",
+    "astarpo": "a_star_po",
     "bt": "bradley_terry",
     "causal_lm": "sft",
+    "clipcov": "clip_cov",
     "conservativeppo": "conservative_ppo",
+    "decoupledppo": "decoupled_ppo",
     "drgrpo": "dr_grpo",
+    "geo_mean": "gmpo",
+    "gspotoken": "gspo_token",
+    "kimi15": "kimi",
+    "kimi_k15": "kimi",
+    "kimi_k1_5": "kimi",
+    "klcov": "kl_cov",
     "nll": "sft",
     "reward": "bradley_terry",
+    "truncated_importance_sampling": "tis",
 }
 
 

@@ -4,6 +4,14 @@ DOOR = """        logprobs, old_logprobs, advantages = zero_masked(
             loss_mask, logprobs, old_logprobs.detach(), advantages.detach()
         )
 """
+ENTERED = "zero_masked(loss_mask, x if name in _WITH_GRADIENT else x.detach())[0]"
+
+
+def past_the_door(name):
+    bare = f'(x if name in _WITH_GRADIENT else x.detach()) if name == "{name}" else {ENTERED}'
+    return ("mask", f"{name} passes the door", f"entered[name] = {ENTERED}", f"entered[name] = {bare}")
+
+
 RAW = DOOR.replace("        logprobs, old", "        raw = logprobs\n        logprobs, old")
 BOUNDED = "ratio=bounded(log_ratio, self.max_log_ratio).exp(),"
 MASKED_LATE = (
@@ -11,17 +19,18 @@ MASKED_LATE = (
     " else bounded(log_ratio, self.max_log_ratio).exp(),"
 )
 WEIGHTED = "        token_loss = weighted(token_loss, batch.token_weights)\n"
-REJECTED = "logprobs, advantages = zero_masked(batch.token_weights != 0, batch.logprobs, batch.advantages)"
+REJECTED = "logprobs, advantages = zero_masked(accepted, batch.logprobs, batch.advantages)"
+BONUS = "self._entropy_weight(batch.entropy) * batch.entropy"
 APPROX_KL = "kl_k3(batch.old_logprobs, batch.logprobs, self.max_log_ratio)"
 REF_KL = "kl_k3(batch.logprobs, batch.ref_logprobs, self.max_log_ratio)"
 CLIP_FRAC = "Mean.of(is_clipped.to(token_loss.dtype), batch.loss_mask)"
 
 POLICY = [
-    ("sign", "the entropy bonus", "token_loss - self.entropy_coef", "token_loss + self.entropy_coef"),
-    ("coefficient", "entropy_coef is 1", "self.entropy_coef * batch.entropy", "batch.entropy"),
+    ("sign", "the entropy bonus", "token_loss - self._entropy", "token_loss + self._entropy"),
+    ("coefficient", "entropy_coef is 1", BONUS, "batch.entropy"),
     ("default", "kl is k2", 'kl: KLEstimator = "k3"', 'kl: KLEstimator = "k2"'),
     ("default", "kl_coef is 0.04", "kl_coef: float = 0.0", "kl_coef: float = 0.04"),
-    ("default", "entropy_coef is 0.01", "entropy_coef: float = 0.0", "entropy_coef: float = 0.01"),
+    ("default", "entropy_coef is 0.01", "AdaptiveEntropyController = 0.0", "AdaptiveEntropyController = 0.01"),
     ("default", "max_log_ratio is 10", "max_log_ratio: float = 20.0", "max_log_ratio: float = 10.0"),
     (
         "weight",
@@ -33,8 +42,8 @@ POLICY = [
     (
         "weight",
         "the entropy bonus is weighted",
-        "self.entropy_coef * batch.entropy",
-        "self.entropy_coef * weighted(batch.entropy, batch.token_weights)",
+        BONUS,
+        BONUS.replace("* batch.entropy", "* weighted(batch.entropy, batch.token_weights)"),
     ),
     (
         "weight",
@@ -46,21 +55,21 @@ POLICY = [
         "weight",
         "a rejected token's advantage enters",
         REJECTED,
-        "(logprobs,) = zero_masked(batch.token_weights != 0, batch.logprobs)\n    advantages = batch.advantages",
+        "(logprobs,) = zero_masked(accepted, batch.logprobs)\n    advantages = batch.advantages",
     ),
     (
         "weight",
         "a rejected token's logprobs enter",
         REJECTED,
-        "(advantages,) = zero_masked(batch.token_weights != 0, batch.advantages)\n    logprobs = batch.logprobs",
+        "(advantages,) = zero_masked(accepted, batch.advantages)\n    logprobs = batch.logprobs",
     ),
     ("weight", "weights leave the metrics", "self._metrics(batch) | metrics", "self._metrics(accepted) | metrics"),
-    ("stop", "the ratio", "self.max_log_ratio).exp(),\n        )", "self.max_log_ratio).exp().detach(),\n        )"),
+    ("stop", "the ratio", "self.max_log_ratio).exp(),\n", "self.max_log_ratio).exp().detach(),\n"),
     (
         "stop",
         "the entropy carries no gradient",
-        "entropy=enter(entropy),",
-        "entropy=enter(None if entropy is None else entropy.detach()),",
+        '_WITH_GRADIENT = {"ref_kl", "entropy"}',
+        '_WITH_GRADIENT = {"ref_kl"}',
     ),
     (
         "mask",
@@ -82,19 +91,15 @@ POLICY = [
         "        logprobs, old_logprobs = zero_masked(loss_mask, logprobs, old_logprobs.detach())\n"
         "        advantages = advantages.detach()\n",
     ),
+    *map(past_the_door, ("ref_logprobs", "entropy", "token_weights")),
+    (*past_the_door("ref_kl"), {"reason": "the loss is linear in it, and the reduction masks the sum"}),
     (
-        "mask",
-        "ref_logprobs pass the door",
-        "enter(None if ref_logprobs is None else ref_logprobs.detach())",
-        "None if ref_logprobs is None else ref_logprobs.detach()",
+        "stop",
+        "the exact KL carries no gradient",
+        '_WITH_GRADIENT = {"ref_kl", "entropy"}',
+        '_WITH_GRADIENT = {"entropy"}',
     ),
-    ("mask", "entropy passes the door", "entropy=enter(entropy),", "entropy=entropy,"),
-    (
-        "mask",
-        "token_weights pass the door",
-        "enter(None if token_weights is None else token_weights.detach())",
-        "None if token_weights is None else token_weights.detach()",
-    ),
+    ("swap", "an exact KL is not read", "        kl = batch.ref_kl\n", "        kl = None\n"),
     (
         "mask",
         "tokens behind a pack's last boundary count",
@@ -159,12 +164,6 @@ POLICY = [
     ("metric", "ratio_max is the least", '"ratio_max": Max.of', '"ratio_max": Min.of'),
     ("metric", "ratio_min is the largest", '"ratio_min": Min.of', '"ratio_min": Max.of'),
     (
-        "metric",
-        "clip_frac over masked tokens too",
-        CLIP_FRAC,
-        "Mean.of(is_clipped.to(token_loss.dtype), is_clipped | ~is_clipped)",
-    ),
-    (
         "default",
         "old_logprobs are 0",
         "old_logprobs = logprobs if old_logprobs is None",
@@ -203,7 +202,17 @@ PREFERENCE = [
     ("metric", "rejected_reward of the chosen", "Mean.of(self.beta * rejected", "Mean.of(self.beta * chosen"),
 ]
 
+SURROGATES = [
+    (
+        "metric",
+        "clip_frac over masked tokens too",
+        CLIP_FRAC,
+        "Mean.of(is_clipped.to(token_loss.dtype), is_clipped | ~is_clipped)",
+    ),
+]
+
 MUTANTS = [
     ("policy", "rlloss/policy.py", POLICY),
+    ("policy_surrogates", "rlloss/policy_surrogates.py", SURROGATES),
     ("preference", "rlloss/preference.py", PREFERENCE),
 ]

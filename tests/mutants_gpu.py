@@ -123,7 +123,7 @@ SOFTMAX = [
         "log_k = tl.where(alone, 0.0, -log_mass - softplus(-x))",
         "log_k = -log_mass - softplus(-x)",
     ),
-    ("coefficient", "the temperature's factor", "return factor * k * a, slope", "return k * a, slope"),
+    ("coefficient", "the temperature's factor", "return shift, factor * k * a, slope", "return shift, k * a, slope"),
     ("coefficient", "the temperature's factor at the target", "uniform, factor * target", "uniform, target"),
     ("clip", "a forbidden token learns", "tl.where(z == -INF, 0.0, dz + uniform[:, None])", "dz + uniform[:, None]"),
     ("mask", "the target is one of the others", "return tl.where(is_target, target[:, None], dz)", "return dz"),
@@ -154,7 +154,7 @@ ROWS = [
     (
         "layout",
         "rows are gathered from where they are not",
-        "        if HAS_PLACE:\n            at = tl.load(place + at)\n",
+        "    if HAS_PLACE:\n        at = tl.load(place + i)\n",
         "",
     ),
 ]
@@ -180,6 +180,10 @@ PRODUCTS = [
 ]
 
 GRADIENT = [
+    ("coefficient", "the slope of scale and softcap", "d = slope * logit_gradient(", "d = logit_gradient("),
+]
+
+GRADIENT_PRODUCTS = [
     ("mask", "the target is among the products too", "tl.where(is_target, 0.0, d), mask=is_here", "d, mask=is_here"),
     ("coefficient", "the target's row is left out", "others + g * w, mask", "others, mask"),
     (
@@ -189,18 +193,11 @@ GRADIENT = [
         "dz + r.to(tl.int64) * width + place, 0.0 * tl.load",
     ),
     ("mask", "rows past the last are in the bias", "tl.sum(tl.where(is_here, d, 0.0), 0)", "tl.sum(d, 0)"),
-    ("coefficient", "the slope of scale and softcap", "d = by_product * logit_gradient(", "d = logit_gradient("),
     ("mask", "another shard's target counts", "(k < width) & (own >= 0) & (own < columns)", "k < width"),
     (
         "layout",
         "rows of the weight past the vocabulary",
         "            self.d_weight[head.vocabulary :] = 0\n",
-        "            pass\n",
-    ),
-    (
-        "layout",
-        "rows of the weight where nothing counts",
-        "            self.d_weight[column : column + width] = 0\n",
         "            pass\n",
     ),
 ]
@@ -243,5 +240,6 @@ MUTANTS = [
     ("gpu.rows", "kernels/rlloss_kernels/gpu/rows.py", ROWS),
     ("gpu.products", "kernels/rlloss_kernels/gpu/products.py", PRODUCTS),
     ("gpu.gradient", "kernels/rlloss_kernels/gpu/gradient.py", GRADIENT),
+    ("gpu.gradient_products", "kernels/rlloss_kernels/gpu/gradient_products.py", GRADIENT_PRODUCTS),
     ("gpu.frozen", "kernels/rlloss_kernels/gpu/frozen.py", FROZEN),
 ]

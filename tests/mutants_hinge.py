@@ -51,8 +51,8 @@ HINGE = [
     (
         "unit",
         "the statistic is a mean of means",
-        'loss_mask, "token_mean", cu_seqlens=cu_seqlens)}',
-        'loss_mask, "sequence_mean", cu_seqlens=cu_seqlens)}',
+        '(self.ref_kl(batch), batch.loss_mask, "token_mean", cu',
+        '(self.ref_kl(batch), batch.loss_mask, "sequence_mean", cu',
     ),
     (
         "unit",
@@ -78,7 +78,7 @@ HINGE = [
         {"also": ((GIVEN, GIVEN.replace(".detach()", "")),)},
     ),
     ("stop", "the difference that carries the gradient", "(kl_part - kl_part.detach())", "(kl_part - kl_part)"),
-    ("stop", "the statistics", "logprobs.detach(), old_logprobs, advantages", "logprobs, old_logprobs, advantages"),
+    ("stop", "the statistics", "with torch.no_grad():", "with torch.enable_grad():"),
     (
         "mask",
         "rows without a token are rows",

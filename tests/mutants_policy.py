@@ -10,13 +10,14 @@ def own(loss):
     return f"rlloss/losses/{loss}.py"
 
 
+WITH_GRADIENT = '_WITH_GRADIENT = {"ref_kl", "entropy"}'
 BODY = [
     ("sign", "the KL term", "token_loss + self.kl_coef", "token_loss - self.kl_coef"),
     ("coefficient", "kl_coef is 1", "self.kl_coef * self.ref_kl(accepted)", "self.ref_kl(accepted)"),
     ("stop", "old_logprobs", "old_logprobs.detach(), advantages.detach()", "old_logprobs, advantages.detach()"),
     ("stop", "advantages", "old_logprobs.detach(), advantages.detach()", "old_logprobs.detach(), advantages"),
-    ("stop", "ref_logprobs", "else ref_logprobs.detach()", "else ref_logprobs"),
-    ("stop", "token_weights", "else token_weights.detach()", "else token_weights"),
+    ("stop", "ref_logprobs", WITH_GRADIENT, WITH_GRADIENT.replace("{", '{"ref_logprobs", ')),
+    ("stop", "token_weights", WITH_GRADIENT, WITH_GRADIENT.replace("{", '{"token_weights", ')),
     (
         "weight",
         "surrogate and KL are not weighted",
@@ -80,9 +81,6 @@ OWN = [
     (
         "reinforce",
         [
-            ("sign", "the surrogate", "return -batch.advantages", "return batch.advantages"),
-            ("coefficient", "twice", "return -batch.advantages", "return -2 * batch.advantages"),
-            ("clip", "a ratio in place of the log-prob", "* batch.logprobs, {}", "* batch.ratio, {}"),
             ("unit", "a mean over tokens", SEQUENCE_SUM, TOKEN_MEAN),
             ("unit", "means over a sequence's tokens, not sums", SEQUENCE_SUM, SEQUENCE_MEAN),
             ("unit", "sums over everything", SEQUENCE_SUM, 'reduction = "sum"'),
@@ -139,10 +137,19 @@ OWN = [
     ("conservative_ppo", [BY_SEQUENCES, *SAME_RANGE]),
 ]
 
+WEIGHTED = "return -weights.detach() * batch.advantages * batch.logprobs, metrics"
+WEIGHTED_BODY = [
+    ("sign", "the surrogate", WEIGHTED, WEIGHTED.replace("-weights", "weights")),
+    ("coefficient", "twice", WEIGHTED, WEIGHTED.replace("-weights", "-2 * weights")),
+    ("clip", "the ratio in place of the log-prob", WEIGHTED, WEIGHTED.replace("batch.logprobs", "batch.ratio")),
+    ("stop", "the log-prob", WEIGHTED, WEIGHTED.replace("batch.logprobs", "batch.logprobs.detach()")),
+]
+
 MUTANTS = [
     *((loss, own(loss), rows) for loss, rows in OWN),
     *((loss, own(loss), CLIP_CHOICES) for loss in CLIPPED),
     *((loss, SURROGATE, CLIP_BODY) for loss in CLIPPED),
+    *((loss, "rlloss/policy_surrogates.py", WEIGHTED_BODY) for loss in ["reinforce"]),
     *((loss, SURROGATE, RATIO) for loss in LOSSES),
     *((loss, "rlloss/divergence.py", REFERENCE) for loss in LOSSES),
     *((loss, "rlloss/reduce.py", DOOR) for loss in LOSSES),

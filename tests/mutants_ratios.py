@@ -57,7 +57,7 @@ DIVERGENCE = [
     ("sign", "k3", K3, "log_ratio - torch.expm1(log_ratio)"),
     ("swap", "policy and reference in k3", "bounded(ref_logprobs - logprobs,", "bounded(logprobs - ref_logprobs,"),
     ("swap", "policy and old in the ratio", "bounded(logprobs - old_logprobs", "bounded(old_logprobs - logprobs"),
-    ("swap", "k1 and k2", '(kl_k1 if kl == "k1" else kl_k2)', '(kl_k2 if kl == "k1" else kl_k1)'),
+    ("swap", "k1 and k2", '{"k1": kl_k1, "k2": kl_k2,', '{"k1": kl_k2, "k2": kl_k1,'),
     ("coefficient", "k2 without 1/2", K2, K2.removesuffix(" / 2")),
     ("coefficient", "k3 by exp - 1", K3, "log_ratio.exp() - 1 - log_ratio"),
     ("coefficient", "k3 without its linear part", K3, "torch.expm1(log_ratio)"),

@@ -63,10 +63,16 @@ OF_PIECES = (
     *(f"rlloss/{name}.py" for name in ("preference", "reduce", "surrogate")),
 )
 # where the tests of a piece do not bear its name
-FIRST = {"group": "advantages", "running": "shaping", "whiten": "shaping"}
+FIRST = {"group": "advantages", "rows": "advantages", "running": "shaping", "whiten": "shaping"}
+FIRST |= dict.fromkeys(("gdpo", "pass_at_k", "presets", "running_baseline"), "advantages_named")
+FIRST |= {"tokens": "advantages_tokens", "policy": "losses", "policy_surrogates": "losses"}
+FIRST |= dict.fromkeys(("optimal_value", "selection"), "losses_regions")
 # pieces that few tests reach
 ALONE = {"recurrence": ("gae", "gpu_scan"), "scan": ("gpu_scan",)}
-ALONE |= {f"gpu.{name}": ("gpu_logprobs",) for name in ("softmax", "rows", "products", "gradient", "frozen")}
+OF_ONE_MODEL = ("softmax", "rows", "products", "gradient", "gradient_products", "frozen")
+OF_TWO_MODELS = ("pair", "pair_logits", "pair_heads", "pair_gradient")
+ALONE |= {f"gpu.{name}": ("gpu_logprobs",) for name in OF_ONE_MODEL}
+ALONE |= {f"gpu.{name}": ("gpu_pair",) for name in OF_TWO_MODELS}
 # a loss's own tests, where its name alone would name more
 KEYWORDS = {"grpo": "grpo and not dr_grpo and not drgrpo", "ppo": "ppo and not conservative"}
 
@@ -147,7 +153,7 @@ class Plugin:
 
 
 def copy_repository(to: Path) -> None:
-    for name in ("rlloss", "kernels", "tests"):
+    for name in ("rlloss", "kernels", "benchmarks", "tests"):
         shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", to)
 

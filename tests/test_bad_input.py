@@ -324,7 +324,7 @@ BAD_TENSORS = [
     (lambda: rlloss.reduce_tokens(X, MASK, "sum", max_length=4), "reduction='sum' max_length=4"),
     (
         lambda: group_advantages(A, A.long(), "std"),
-        "group_advantages: scale must be one of ['group', 'batch', 'none'], got 'std'",
+        "group_advantages: scale must be one of ['group', 'batch', 'none', 'mean', 'whiten'], got 'std'",
     ),
     (lambda: group_advantages(A, A.long(), eps=-1.0), "group_advantages: eps must be a number in [0, inf], got -1.0"),
     (
@@ -347,7 +347,7 @@ BAD_HYPERPARAMETERS = [
     (GRPOLoss, {"kl_coef": float("nan")}, "GRPOLoss: kl_coef must be a number in [0, inf], got nan"),
     (GRPOLoss, {"kl_coef": "0.1"}, "GRPOLoss: kl_coef must be a number in [0, inf], got '0.1'"),
     (GRPOLoss, {"kl_coef": True}, "GRPOLoss: kl_coef must be a number in [0, inf], got True"),
-    (GRPOLoss, {"kl": "k4"}, "GRPOLoss: kl must be one of ['k1', 'k2', 'k3'], got 'k4'; did you mean"),
+    (GRPOLoss, {"kl": "k4"}, "GRPOLoss: kl must be one of ['k1', 'k2', 'k3', 'abs', 'exact'], got 'k4'; did you mean"),
     (GRPOLoss, {"kl_grad": "revers"}, "got 'revers'; did you mean 'reverse'"),
     (GRPOLoss, {"kl": "k1", "kl_grad": "forward"}, "k1 has zero expected gradient; only k3 descends KL(ref||pi)"),
     (GRPOLoss, {"kl": "k2", "kl_grad": "forward"}, "k2 descends KL(pi||ref); only k3 descends KL(ref||pi)"),

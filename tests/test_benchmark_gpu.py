@@ -323,10 +323,11 @@ def test_a_job_that_raises_is_a_record_and_an_end_of_the_device_is_said(jobs, mo
 
 def test_a_tiling_is_taken_everywhere_and_given_back(jobs, monkeypatch):
     tilings = module("gpu_tilings", monkeypatch)
-    modules = [importlib.import_module(f"rlloss_kernels.gpu.{name}") for name in ("head", "gradient", "frozen")]
+    operands = importlib.import_module("rlloss_kernels.gpu.operands")
     with tilings.everywhere(tilings.QUICK[1]):
-        assert [m.tiling(torch.zeros(1)) for m in modules] == [tilings.QUICK[1]] * 3
-    assert all(m.tiling is tilings.tiling for m in modules)
+        assert operands.tiling(torch.zeros(1)) == tilings.QUICK[1]
+        assert operands.tiling(torch.zeros(1), accumulators=2) == tilings.tiling(torch.zeros(1), accumulators=2)
+    assert operands.tiling is tilings.tiling
     record = jobs.done("tiling", {"case": "head-fwdbwd", "number": 1})
     assert record["failures"] == []
     assert record["tiling"]["columns"] == 64

@@ -51,6 +51,16 @@ ONE_OF_EACH = [
     "gspo",
     "conservative_ppo",
     "conservative_ppo_sequence",
+    "kimi",
+    "dro",
+    "a_star_po",
+    "cpgd",
+    "dppo_kl",
+    "opsm",
+    "decoupled_ppo",
+    "clip_cov",
+    "kl_cov",
+    "m2po",
 ]
 
 

@@ -211,11 +211,97 @@ def test_nothing_waits_for_the_device():
     assert packed[0].shape == (18,)
 
 
+# VAPO: a lambda for the critic, and one for each sequence
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
+@pytest.mark.parametrize("value_lambda", [None, 0.0, 0.7, 1.0])
+def test_a_lambda_for_each_sequence_and_one_for_the_critic_agree_with_the_specification(value_lambda, gamma, layout):
+    rewards, values, mask, last_value = batch()
+    lambdas = torch.tensor([0.0, 0.5, 0.9, 0.95, 1.0, 0.3]).double()
+    extra: dict[str, Any] = {"cu_seqlens": torch.arange(7) * 13} if layout == "packed" else {}
+    inputs = [x.flatten() for x in (rewards, values, mask)] if layout == "packed" else [rewards, values, mask]
+    inputs += [gamma, lambdas, last_value]
+    expected = specification(*inputs, value_lambda=value_lambda, **extra)
+    assert_same(gae(*inputs, value_lambda=value_lambda, **extra), expected)
+
+
+def test_a_lambda_for_each_sequence_is_the_same_number_for_all():
+    rewards, values, mask, last_value = batch()
+    for gae_lambda in (0.0, 0.8, 1.0):
+        lambdas = torch.full((6,), gae_lambda, dtype=torch.float64)
+        expected = gae(rewards, values, mask, 0.9, gae_lambda, last_value)
+        assert_same(gae(rewards, values, mask, 0.9, lambdas, last_value), expected)
+
+
+def test_a_critics_lambda_of_one_learns_what_was_earned_whatever_the_policys():
+    rewards, values, mask, last_value = batch()
+    advantages, returns = gae(rewards, values, mask, 0.9, 0.5, last_value, value_lambda=1.0)
+    assert_same([advantages], [gae(rewards, values, mask, 0.9, 0.5, last_value)[0]])
+    assert_same([returns], [gae(rewards, values, mask, 0.9, 1.0, last_value)[1]])
+    no_ends = gae(rewards, values, mask, 0.9, 0.5, value_lambda=1.0)[1]
+    assert_same([no_ends], [rlloss.returns_to_go(rewards, mask, 0.9)])
+
+
+def test_weights_of_a_length_adaptive_lambda_sum_to_a_share_of_the_length():
+    mask = torch.arange(400) < torch.tensor([400, 100, 30, 20, 0])[:, None]
+    lambdas = rlloss.length_adaptive_lambda(mask, alpha=0.05)
+    assert lambdas.tolist() == pytest.approx([0.95, 0.8, 1 / 3, 0.0, 0.0], rel=1e-12)
+    assert (1 / (1 - lambdas[:3])).tolist() == pytest.approx([20.0, 5.0, 1.5], rel=1e-12)
+    assert torch.equal(rlloss.length_adaptive_lambda(mask), lambdas)
+    packed = rlloss.length_adaptive_lambda(mask.flatten(), alpha=0.05, cu_seqlens=torch.arange(6) * 400)
+    assert torch.equal(packed, lambdas)
+    gapped = mask & (torch.arange(400) % 2 == 0)  # a tool's answers are not the policy's length
+    assert rlloss.length_adaptive_lambda(gapped, alpha=0.1)[0] == pytest.approx(0.95)
+
+
+def test_a_nan_does_not_pass_a_sequence_whose_lambda_is_zero():
+    rewards, values, mask, last_value = batch()
+    mask[:, :3] = True
+    lambdas = torch.tensor([0.9, 0.9, 0.9, 0.0, 0.9, 0.0]).double()
+    expected = gae(rewards, values, mask, 0.9, lambdas, last_value)
+    rewards[3, 1] = NAN
+    actual = gae(rewards, values, mask, 0.9, lambdas, last_value)
+    others = torch.arange(6) != 3
+    assert_same([x[others] for x in actual], [x[others] for x in expected])
+    assert actual[0][3, 1].isnan()
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_both_implementations_know_a_lambda_for_each_sequence(triton_device, monkeypatch, packed):
+    pytest.importorskip("triton")
+    monkeypatch.setattr("rlloss_kernels.gpu.scan.BLOCK", 4)  # several blocks and chunks per row
+    monkeypatch.setattr("rlloss_kernels.gpu.scan.STEPS", 1)
+    *inputs, last_value = (x.to(triton_device) for x in batch(rows=3))
+    inputs = [x.flatten() for x in inputs] if packed else inputs
+    layout = {"cu_seqlens": (torch.arange(4) * 13).to(triton_device)} if packed else {}
+    lambdas = torch.tensor([0.9, 0.0, 1.0], dtype=torch.float64, device=triton_device)
+    options = {"gamma": 0.9, "gae_lambda": lambdas, "last_value": last_value, "value_lambda": 0.5, **layout}
+    tiled, triton = (gae(*inputs, impl=impl, **options) for impl in ("tiled", "triton"))
+    assert_same(triton, tiled)
+    to_go = [rlloss.returns_to_go(inputs[0], inputs[2], 0.9, impl=impl, **layout) for impl in ("tiled", "triton")]
+    assert_same(to_go[:1], to_go[1:])
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize("per_sequence", [True, False])
+def test_one_graph_computes_them(per_sequence):
+    compiled = torch.compile(gae, fullgraph=True, dynamic=True, backend="eager")
+    for columns in (13, 8):
+        rewards, values, mask, last_value = batch(columns=columns)
+        gae_lambda = torch.rand(6, generator=torch.Generator().manual_seed(0)).double() if per_sequence else 0.9
+        inputs = (rewards, values, mask, 0.95, gae_lambda, last_value)
+        assert_same(compiled(*inputs, value_lambda=1.0), gae(*inputs, value_lambda=1.0))
+
+
 X, MASK = torch.zeros(2, 4), torch.ones(2, 4).bool()
 BAD = [
     ({"gamma": 1.1}, "gae: gamma must be a number in [0, 1], got 1.1"),
     ({"gae_lambda": -0.1}, "gae: gae_lambda must be a number in [0, 1], got -0.1"),
     ({"gae_lambda": NAN}, "gae: gae_lambda must be a number in [0, 1], got nan"),
+    ({"gae_lambda": X[0]}, "gae: gae_lambda must have the shape of one lambda per sequence, [2], got [4]"),
+    ({"value_lambda": 1.5}, "gae: value_lambda must be a number in [0, 1], got 1.5"),
     ({"rewards": X[0]}, "gae: rewards must have the shape of loss_mask, [2, 4], got [4]"),
     ({"values": X[:, :3]}, "gae: values must have the shape of loss_mask, [2, 4], got [2, 3]"),
     ({"values": X.bfloat16()}, "gae: values must be float32 or float64, got torch.bfloat16"),
@@ -232,3 +318,5 @@ def test_bad_input_teaches(bad, message):
     good: dict[str, Any] = {"rewards": X, "values": X, "loss_mask": MASK, "gamma": 1.0, "gae_lambda": 0.95}
     with pytest.raises(ValueError, match=re.escape(message)):
         gae(**good | bad)
+    with pytest.raises(ValueError, match=r"length_adaptive_lambda: alpha must be a number in \(0, inf\], got 0"):
+        rlloss.length_adaptive_lambda(MASK, alpha=0)

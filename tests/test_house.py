@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"_typing", "_checks", "_scoring", "output", "parallel", "protocol"},
     {"reduce"},
-    {"logprobs", "divergence", "surrogate", "advantages", "correction"},
-    {"policy", "preference"},
+    {"logprobs", "divergence", "surrogate", "advantages", "correction", "selection"},
+    {"policy", "policy_surrogates", "preference"},
     {"losses"},
     {"registry", "reference", "testing", "doctor", "heads", "models", "scalar"},
     {"loop", "rewards"},
@@ -141,6 +141,10 @@ NO_DOCTEST = {
     "Loss": "a base class",
     "PolicyLoss": "a base class",
     "ClippedPolicyLoss": "a base class",
+    "QuadraticPolicyLoss": "a base class",
+    "SelectivePolicyLoss": "a base class",
+    "TruncatedPolicyLoss": "a base class",
+    "WeightedPolicyLoss": "a base class",
     "PreferenceLoss": "a base class",
     "PolicyBatch": "what PolicyLoss hands to its subclasses",
     "PolicyOptions": "a table of hyperparameters",
@@ -150,7 +154,8 @@ NO_DOCTEST = {
     "TokenStats": "what the example of `token_logprobs` shows",
     "Max": "read as Mean is",
     "Min": "read as Mean is",
-    "Metric": "the union of the four kinds",
+    "Correction": "what `importance_correction` shows",
+    "Metric": "the union of the kinds",
     "Session": "needs a model and a tokenizer",
     "model_logprobs": "needs a model",
     "train_offline": "needs a model and a tokenizer",
@@ -193,7 +198,16 @@ def calls(path):
             yield ast.unparse(node.func), {keyword.arg for keyword in node.keywords}
 
 
-PIECES = {"policy", "preference", "surrogate", "reduce", "divergence", "advantages.gae", "advantages.shaping"}
+PIECES = {
+    "advantages.gae",
+    "advantages.shaping",
+    "divergence",
+    "policy",
+    "preference",
+    "reduce",
+    "selection",
+    "surrogate",
+}
 HOT = [m for m in RLLOSS if m in PIECES or m.startswith("losses.")]
 
 

@@ -6,188 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from closed_forms import CLOSED_FORMS, ONE
 
 import rlloss
 from rlloss import (
-    ActorCriticLoss,
-    BradleyTerryLoss,
     ConservativePPOLoss,
     Counts,
-    DAPOLoss,
-    DPOLoss,
     DrGRPOLoss,
     GRPOLoss,
-    GSPOLoss,
     ImportanceSamplingLoss,
-    IPOLoss,
-    KTOLoss,
-    PPOLoss,
+    LUSPOLoss,
     REINFORCELoss,
     RLOOLoss,
-    SFTLoss,
-    SimPOLoss,
-    ValueLoss,
+    TISLoss,
+    TOPRLoss,
 )
-
-ONE = torch.tensor(1.0, dtype=torch.float64)
-
-
-# gradients as the docstrings state them
-
-
-def divisor(loss_fn, mask):
-    """What each token's term is divided by."""
-    lengths = mask.sum(-1, keepdim=True).double()
-    sequences = (lengths > 0).sum().double()
-    return {
-        "token_mean": lengths.sum(),
-        "sequence_mean": sequences * lengths,
-        "sequence_sum": sequences,
-        "fixed_length": sequences * (loss_fn.max_length or 1),
-        "sum": ONE,
-    }[loss_fn.reduction]
-
-
-def row_mean(x, mask):
-    return (x * mask).sum(-1, keepdim=True) / mask.sum(-1, keepdim=True)
-
-
-def row_sum(x, mask):
-    return (x * mask).sum(-1, keepdim=True)
-
-
-def kl_slope(loss_fn, step):
-    """dKL_t/dl_t of every estimator."""
-    r = (step["logprobs"] - step["old_logprobs"]).exp()
-    if isinstance(loss_fn, ImportanceSamplingLoss):
-        r = r.clamp(loss_fn.ratio_min, loss_fn.ratio_max)
-    d = step["logprobs"] - step["ref_logprobs"]
-    return {
-        ("k1", "reverse"): r * (1 + d),
-        ("k2", "reverse"): r * d,
-        ("k3", "reverse"): r * d,
-        ("k3", "forward"): r * (1 - (-d).exp()),
-        ("k2", "literal"): d,
-        ("k3", "literal"): 1 - (-d).exp(),
-    }[loss_fn.kl, loss_fn.kl_grad]
-
-
-def kl_value(loss_fn, step):
-    r = (step["logprobs"] - step["old_logprobs"]).exp()
-    d = step["logprobs"] - step["ref_logprobs"]
-    return {"k2": r * d**2 / 2, "k3": r * ((-d).exp() - 1 + d)}[loss_fn.kl]
-
-
-def policy_gradient(loss_fn, step):
-    mask, advantages = step.mask, step["advantages"]
-    advantages = advantages[:, None] if advantages.ndim == 1 else advantages
-    weights = step.get("token_weights", ONE)
-    log_ratio = step["logprobs"] - step["old_logprobs"]
-    if isinstance(loss_fn, REINFORCELoss):
-        slope = -weights * advantages
-    elif isinstance(loss_fn, ImportanceSamplingLoss):
-        r = (row_sum(log_ratio, mask) if loss_fn.ratio_level == "sequence" else log_ratio).exp()
-        slope = -weights * r.clamp(loss_fn.ratio_min, loss_fn.ratio_max) * advantages
-    else:
-        per_row = {GSPOLoss: row_mean, RLOOLoss: row_sum}.get(type(loss_fn))
-        r = (per_row(log_ratio, mask) if per_row else log_ratio).exp()
-        clipped = torch.where(advantages > 0, r > 1 + loss_fn.clip_eps_high, r < 1 - loss_fn.clip_eps_low)
-        if loss_fn.dual_clip is not None:
-            clipped |= (advantages < 0) & (r > loss_fn.dual_clip)
-        slope = torch.where(clipped, 0, -weights * r * advantages)
-        slope = per_row(slope, mask) if per_row else slope
-    if loss_fn.kl_coef:
-        slope = slope + weights * loss_fn.kl_coef * kl_slope(loss_fn, step)
-    if isinstance(loss_fn, ConservativePPOLoss):
-        kl = kl_value(loss_fn, step)
-        whose = row_mean(kl, mask) if loss_fn.level == "sequence" else (kl * mask).sum() / mask.sum()
-        hinge = 2 * loss_fn.conservative_coef * (whose - loss_fn.max_kl).clamp(min=0)
-        own = mask.sum() if loss_fn.level == "batch" else mask.sum(-1, keepdim=True) * mask.any(-1).sum()
-        slope = slope + hinge * kl_slope(loss_fn, step) * divisor(loss_fn, mask) / own
-    gradients = {"logprobs": slope / divisor(loss_fn, mask)}
-    if "entropy" in step:
-        gradients["entropy"] = -loss_fn.entropy_coef / divisor(loss_fn, mask).expand(mask.shape)
-    return gradients
-
-
-def likelihood_gradient(loss_fn, step):
-    return {"logprobs": -step["token_weights"] / divisor(loss_fn, step.mask)}
-
-
-def dpo_gradient(loss_fn, step):
-    h = step["chosen_logps"] - step["rejected_logps"]
-    if not loss_fn.reference_free:
-        h = h - (step["ref_chosen_logps"] - step["ref_rejected_logps"])
-    slope = loss_fn.beta * (torch.sigmoid(loss_fn.beta * h) - 1 + loss_fn.label_smoothing)
-    slope = step["weights"] * slope / step.mask.sum()
-    return {"chosen_logps": slope, "rejected_logps": -slope}
-
-
-def ipo_gradient(loss_fn, step):
-    h = step["chosen_logps"] - step["rejected_logps"]
-    if not loss_fn.reference_free:
-        h = h - (step["ref_chosen_logps"] - step["ref_rejected_logps"])
-    slope = step["weights"] * 2 * (h - 1 / (2 * loss_fn.beta)) / step.mask.sum()
-    return {"chosen_logps": slope, "rejected_logps": -slope}
-
-
-def simpo_gradient(loss_fn, step):
-    h = step["chosen_mean_logps"] - step["rejected_mean_logps"]
-    slope = loss_fn.beta * (torch.sigmoid(loss_fn.beta * h - loss_fn.margin) - 1 + loss_fn.label_smoothing)
-    slope = step["weights"] * slope / step.mask.sum()
-    return {"chosen_mean_logps": slope, "rejected_mean_logps": -slope}
-
-
-def kto_gradient(loss_fn, step):
-    gain = loss_fn.beta * (step["logps"] - step["ref_logps"] - step["kl"])
-    both = torch.sigmoid(gain) * torch.sigmoid(-gain)
-    up, down = -loss_fn.desirable_weight * both, loss_fn.undesirable_weight * both
-    return {"logps": step["weights"] * loss_fn.beta * torch.where(step["desirable"], up, down) / step.mask.sum()}
-
-
-def bradley_terry_gradient(loss_fn, step):
-    chosen, rejected = step["chosen_rewards"], step["rejected_rewards"]
-    x = (chosen - rejected - step.get("margin", 0 * ONE)) / loss_fn.temperature
-    slope = (torch.sigmoid(x) - 1 + loss_fn.label_smoothing) / loss_fn.temperature
-    centre = 2 * loss_fn.center_coef * (chosen + rejected)
-    weights = step.get("weights", ONE) / step.mask.sum()
-    return {"chosen_rewards": weights * (slope + centre), "rejected_rewards": weights * (centre - slope)}
-
-
-def value_gradient(loss_fn, step):
-    v, old, target = step["values"], step["old_values"], step["returns"]
-    slope = (1 if loss_fn.halve else 2) * (v - target)
-    if loss_fn.value_clip is not None:
-        near = old + (v - old).clamp(-loss_fn.value_clip, loss_fn.value_clip)
-        beyond = (v - old).abs() > loss_fn.value_clip
-        slope = torch.where(beyond & ((near - target).abs() > (v - target).abs()), 0, slope)
-    return {"values": step.get("token_weights", ONE) * slope / step.mask.sum()}
-
-
-def actor_critic_gradient(loss_fn, step):
-    gradients = policy_gradient(loss_fn.policy, step)
-    return gradients | {k: loss_fn.value_coef * x for k, x in value_gradient(loss_fn.value, step).items()}
-
-
-CLOSED_FORMS = {
-    ActorCriticLoss: actor_critic_gradient,
-    BradleyTerryLoss: bradley_terry_gradient,
-    ConservativePPOLoss: policy_gradient,
-    DAPOLoss: policy_gradient,
-    DPOLoss: dpo_gradient,
-    DrGRPOLoss: policy_gradient,
-    GRPOLoss: policy_gradient,
-    GSPOLoss: policy_gradient,
-    ImportanceSamplingLoss: policy_gradient,
-    IPOLoss: ipo_gradient,
-    KTOLoss: kto_gradient,
-    PPOLoss: policy_gradient,
-    REINFORCELoss: policy_gradient,
-    RLOOLoss: policy_gradient,
-    SFTLoss: likelihood_gradient,
-    SimPOLoss: simpo_gradient,
-    ValueLoss: value_gradient,
-}
 
 
 def test_law_7_the_stated_gradient_is_the_gradient(case):
@@ -270,12 +103,22 @@ def test_law_7_on_policy_every_policy_loss_ascends_the_expected_reward(case):
         "ref_logprobs": language.logprobs.detach(),
         "entropy": torch.zeros_like(language.logprobs),
     }
-    if loss_fn.exactness == "statistic":
+    if loss_fn.kl == "exact":
+        inputs["ref_kl"] = torch.zeros_like(inputs.pop("ref_logprobs"))
+    if isinstance(loss_fn, ConservativePPOLoss) and loss_fn.exactness == "statistic":
         inputs["kl"] = 0.0
+    if loss_fn.needs_rollout:
+        inputs["rollout_logprobs"] = language.logprobs.detach()
+    if isinstance(loss_fn, rlloss.SelectivePolicyLoss):
+        inputs["selected"] = torch.zeros_like(language.mask)
     # what the loss divides by beyond the expectation: all sequences have two tokens
     whole = {"sequence_sum": 1, "fixed_length": loss_fn.max_length}.get(loss_fn.reduction, 2)
-    length = 1 if loss_fn.ratio_level == "sequence" else whole
-    gradient = length * expected_gradient(loss_fn, language, reward, **inputs)
+    # of a ratio that carries the gradient, the whole sequence's is that of all its tokens
+    carries = loss_fn.ratio_level == "sequence" and isinstance(loss_fn, rlloss.ClippedPolicyLoss | rlloss.AStarPOLoss)
+    length = 1 if carries else whole
+    # least squares on beta log(pi / ref) have 2 beta times that gradient
+    steeper = 2 * loss_fn.beta if isinstance(loss_fn, rlloss.AStarPOLoss) else 1
+    gradient = length / steeper * expected_gradient(loss_fn, language, reward, **inputs)
     torch.testing.assert_close(gradient, -reward_gradient(language, reward), rtol=1e-12, atol=1e-14)
 
 
@@ -287,8 +130,24 @@ def test_law_7_on_policy_every_policy_loss_ascends_the_expected_reward(case):
         (DrGRPOLoss(max_completion_length=5), 5),
         (ImportanceSamplingLoss(), 1),
         (ImportanceSamplingLoss(ratio_level="token"), 1),
+        (LUSPOLoss(), 1),
+        (TISLoss(), 1),
+        (TOPRLoss(), 1),
+        (rlloss.KimiLoss(), 1),
+        (rlloss.DPPOLoss(), 1),
     ],
-    ids=["sequence_sum", "sequence_ratio", "fixed_length", "importance_sampling", "importance_sampling_token"],
+    ids=[
+        "sequence_sum",
+        "sequence_ratio",
+        "fixed_length",
+        "importance_sampling",
+        "importance_sampling_token",
+        "luspo",
+        "tis",
+        "topr",
+        "kimi",
+        "dppo",
+    ],
 )
 def test_law_7_where_lengths_differ_it_takes_a_sum_or_a_constant(loss_fn, factor):
     language = Language(0, end=True)
@@ -301,13 +160,14 @@ def test_law_7_where_lengths_differ_it_takes_a_sum_or_a_constant(loss_fn, factor
     assert expected_gradient(GRPOLoss(), language, shared).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("loss", [ImportanceSamplingLoss, TISLoss])
 @pytest.mark.parametrize("end", [False, True])
-def test_law_7_off_policy_importance_sampling_ascends_the_expected_reward(end):
+def test_law_7_off_policy_importance_sampling_ascends_the_expected_reward(end, loss):
     language, old = Language(0, end=end), Language(4, end=end)
     reward = rewards(language)
 
     def gradient(**options):
-        out = ImportanceSamplingLoss(**options)(
+        out = loss(**options)(
             language.logprobs,
             old.logprobs.detach(),
             reward,
@@ -372,13 +232,34 @@ def test_law_7_a_kl_term_descends_the_divergence_that_it_names(kl, kl_grad, dire
         assert (gradient - truth).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("direction", ["reverse", "forward"])
+def test_law_7_an_exact_kl_descends_itself(direction):
+    language, ref = Language(1), Language(2)
+    contexts = torch.stack([torch.zeros_like(language.first), 1 + language.first], -1)
+    exact = rlloss.token_divergences(language.logits[contexts], ref.logits[contexts], outputs=[f"{direction}_kl"])
+    loss_fn = DrGRPOLoss(max_completion_length=1, kl_coef=1.0, kl="exact", kl_grad=direction)
+    out = loss_fn(
+        language.logprobs,
+        language.logprobs.detach(),
+        torch.zeros(len(language.mask), dtype=torch.float64),
+        language.mask,
+        ref_kl=getattr(exact, f"{direction}_kl"),
+        token_weights=language.weights(),
+        normalizer=Counts(ONE, ONE),
+    )
+    truth = divergence(language, ref, language, direction)
+    torch.testing.assert_close(out.loss, truth, rtol=1e-12, atol=0)
+    torch.testing.assert_close(language.gradient(out.loss), language.gradient(truth), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", [ImportanceSamplingLoss, TISLoss])
 @pytest.mark.parametrize("kl", ["k1", "k2", "k3"])
-def test_law_7_truncated_importance_sampling_descends_it_where_no_weight_is_clipped(kl):
+def test_law_7_truncated_importance_sampling_descends_it_where_no_weight_is_clipped(kl, loss):
     language, ref, old = Language(1), Language(2), Language(3)
     truth = language.gradient(divergence(language, ref, old, "reverse"))
 
     def gradient(ratio_max):
-        loss_fn = ImportanceSamplingLoss(kl_coef=1.0, kl=kl, ratio_max=ratio_max)
+        loss_fn = loss(kl_coef=1.0, kl=kl, ratio_max=ratio_max)
         return language.gradient(kl_penalty(language, old, ref, loss_fn))
 
     largest = (language.logprobs - old.logprobs).max().exp().item()
@@ -393,6 +274,14 @@ def test_law_7_k1_and_k3_are_unbiased(kl, old_seed):
     truth = divergence(language, ref, old, "reverse")
     torch.testing.assert_close(kl_penalty(language, old, ref, kl=kl), truth, rtol=1e-12, atol=0)
     assert abs(kl_penalty(language, old, ref, kl="k2") - truth) > 1e-3 * truth
+
+
+def test_law_7_a_bare_abs_descends_neither_kl():
+    language, ref = Language(1), Language(2)
+    gradient = language.gradient(kl_penalty(language, language, ref, kl="abs", kl_grad="literal"))
+    for direction in ("reverse", "forward"):
+        truth = language.gradient(divergence(language, ref, language, direction))
+        assert torch.cosine_similarity(gradient.flatten(), truth.flatten(), dim=0) < 0.99
 
 
 def test_law_7_a_bare_k1_regularises_nothing():
@@ -416,3 +305,51 @@ def test_law_7_the_hinge_descends_its_own_square(kl):
     truth = 0.7 * (divergence(language, ref, old, "reverse") / 2 - 0.05).square()  # per token, of which there are two
     torch.testing.assert_close(out.loss, truth, rtol=1e-12, atol=0)
     torch.testing.assert_close(language.gradient(out.loss), language.gradient(truth), rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize("end", [False, True])
+@pytest.mark.parametrize(
+    ("loss_fn", "factor"),
+    [(rlloss.KimiLoss(tau=0.3), 0.3), (rlloss.DROLoss(tau=0.7), 0.7), (rlloss.AStarPOLoss(beta=0.5), 2 * 0.5**2)],
+    ids=["kimi", "dro", "a_star_po"],
+)
+def test_law_7_on_policy_a_square_descends_the_kl_to_its_anchor(loss_fn, factor, end):
+    language, anchor = Language(1, end=end), Language(2, end=end)
+    near = {"ref_logprobs": anchor.logprobs.detach()} if loss_fn.needs_reference else {}
+    leaves = language.logprobs
+    out = loss_fn(
+        leaves,
+        leaves.detach() if near else anchor.logprobs.detach(),
+        torch.zeros(len(language.mask), dtype=torch.float64),
+        language.mask,
+        token_weights=language.weights(),
+        normalizer=Counts(ONE, ONE),
+        **near,
+    )
+    apart = (language.probabilities * (language.logprobs - anchor.logprobs.detach()).sum(-1)).sum()
+    truth = factor * language.gradient(apart)
+    torch.testing.assert_close(language.gradient(out.loss), truth, rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "loss_fn",
+    [
+        rlloss.CPGDLoss(drift_coef=1.0, drift_clip=math.inf),
+        rlloss.KLCovLoss(fraction=1.0, penalty="k3"),
+    ],
+    ids=["cpgd", "kl_cov"],
+)
+def test_law_7_a_drift_descends_the_divergence_from_the_old_policy(loss_fn):
+    language, old = Language(1), Language(3)
+    chosen = {"selected": old.mask} if isinstance(loss_fn, rlloss.SelectivePolicyLoss) else {}
+    out = loss_fn(
+        language.logprobs,
+        old.logprobs.detach(),
+        torch.zeros(len(language.mask), dtype=torch.float64),
+        language.mask,
+        token_weights=old.weights(),
+        normalizer=Counts(ONE, ONE),
+        **chosen,
+    )
+    truth = language.gradient(divergence(language, old, old, "forward"))
+    torch.testing.assert_close(language.gradient(out.loss), truth, rtol=1e-11, atol=1e-14)

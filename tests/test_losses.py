@@ -119,7 +119,8 @@ def test_on_policy_every_slope_points_along_the_advantage(loss_fn):
 def test_a_surrogate_sees_zeros_where_masked(loss_fn, poison):
     mask = draws(3, 4) > -0.5
     inputs = [torch.where(mask, draws(3, 4, seed=seed), poison) for seed in range(6)]
-    batch = loss_fn.door(*inputs[:3], mask, *inputs[3:], None)
+    optional = dict(zip(("ref_logprobs", "entropy", "token_weights"), inputs[3:], strict=True))
+    batch = loss_fn.door(*inputs[:3], mask, **optional)
     behind = (batch.logprobs, batch.old_logprobs, batch.advantages)
     behind += (batch.ref_logprobs, batch.entropy, batch.token_weights)
     for x, given in zip(behind, inputs, strict=True):
@@ -195,7 +196,9 @@ def test_tokens_behind_the_last_boundary_count_for_nothing(loss_fn):
 def test_losses_are_found_by_name():
     options = {
         "actor_critic": {"policy": PPOLoss(), "value": ValueLoss()},
+        "cispo": {"ratio_max": 5.0},
         "dr_grpo": {"max_completion_length": 8},
+        "opsm": {"threshold": 0.1},
     }
     for name in rlloss.list_losses():
         loss_fn = rlloss.get_loss(name, **options.get(name, {}))

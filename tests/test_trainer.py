@@ -265,6 +265,12 @@ REACHES: dict[str, tuple[str, dict[str, Any], Any, Any]] = {
     "temperature": ("grpo", {"temperature": 0.7}, lambda t: t.session.temperature, 0.7),
     "group_size": ("grpo", {"num_generations": 3}, lambda t: t.group_size, 3),
     "max_new_tokens": ("drgrpo", {"max_new_tokens": 9}, lambda t: t.loss_fn.max_length, 9),
+    "advantages": (
+        "grpo",
+        {"adv_estimator": "opo"},
+        lambda t: (t.advantages.baseline, t.advantages.needs_lengths),
+        ("weighted_mean", True),
+    ),
     "scale_rewards": ("grpo", {"scale_rewards": "batch"}, lambda t: t.advantages.scale, "batch"),
     "normalize_rewards": (
         "grpo",

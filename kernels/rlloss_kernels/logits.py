@@ -33,8 +33,9 @@ def logits_statistics(
 ) -> Tensor:
     """Statistics `[5, N]` of the rows of `logits` [*tokens, V] / `temperature` [*tokens], scored against `ids`.
 
-    In the order of STATISTICS; 0 in rows outside `loss_mask` and for names not in `outputs`. Columns from `vocabulary`
-    on do not exist. With a `shard` the logits are its columns, and their gradient is this rank's own.
+    In the order of STATISTICS, of which those that `outputs` does not name are not to be read; 0 for rows outside
+    `loss_mask`. Columns from `vocabulary` on do not exist. With a `shard` the logits are its columns, and their
+    gradient is this rank's own.
     """
     wanted = [name in outputs for name in STATISTICS]
     columns = logits.shape[-1] if vocabulary is None else vocabulary

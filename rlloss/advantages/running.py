@@ -8,7 +8,7 @@ from rlloss._typing import Float
 from rlloss.advantages.whiten import check_moments, deviation, rounding, sample_variance
 from rlloss.output import Moments
 
-__all__ = ["AdaptiveKLController", "FixedKLController", "RunningRewardNorm"]
+__all__ = ["AdaptiveEntropyController", "AdaptiveKLController", "FixedKLController", "RunningRewardNorm"]
 
 
 class FixedKLController(nn.Module):
@@ -87,6 +87,60 @@ class AdaptiveKLController(nn.Module):
     def extra_repr(self) -> str:
         """The hyperparameters and the present coefficient."""
         return f"kl_coef={float(self.kl_coef):g}, target_kl={self.target_kl}, horizon={self.horizon}"
+
+
+class AdaptiveEntropyController(nn.Module):
+    """The entropy coefficient that keeps the entropy above a target, adaptive entropy control of https://arxiv.org/abs/2505.22312.
+
+        coef <- clip(coef + step if entropy < target_entropy else coef - step, 0, max_coef)
+        entropy_coef = coef where the last entropy was at or below the target, else 0
+
+    Pass it to a policy loss as `entropy_coef`; before the first update the bonus is off. `coef` and `entropy_coef` are
+    0-dim float64 tensors, which `state_dict` carries; they stand on the CPU until the controller is moved.
+
+    Args:
+        target_entropy: The entropy per token to hold, in nats.
+        init_coef: Where `coef` begins.
+        step: By how much an update moves it.
+        max_coef: Its largest value.
+
+    >>> controller = AdaptiveEntropyController(target_entropy=0.2)
+    >>> controller.update(entropy=0.1)
+    >>> controller.entropy_coef
+    tensor(0.0050, dtype=torch.float64)
+    """
+
+    coef: Tensor
+    entropy_coef: Tensor
+
+    def __init__(
+        self, target_entropy: float, *, init_coef: float = 0.0, step: float = 0.005, max_coef: float = 1.0
+    ) -> None:
+        super().__init__()
+        who = "AdaptiveEntropyController"
+        check_range(who, "target_entropy", target_entropy, 0)
+        check_range(who, "step", step, 0, open_low=True)
+        check_range(who, "max_coef", max_coef, 0, open_low=True)
+        check_range(who, "init_coef", init_coef, 0, max_coef)
+        self.target_entropy, self.step, self.max_coef = target_entropy, step, max_coef
+        self.register_buffer("coef", torch.tensor(init_coef, dtype=torch.float64))
+        self.register_buffer("entropy_coef", torch.zeros((), dtype=torch.float64))
+
+    def update(self, entropy: Tensor | float) -> None:
+        """One step: `entropy` was the mean over the tokens of the whole step, those of all ranks."""
+        who = "AdaptiveEntropyController.update"
+        if not isinstance(entropy, Tensor):
+            check_range(who, "entropy", entropy)
+        elif entropy.ndim != 0:
+            raise ValueError(f"{who}: entropy must be one number, got a tensor of shape {list(entropy.shape)}")
+        now = entropy.detach().to(self.coef) if isinstance(entropy, Tensor) else self.coef.new_full((), entropy)
+        direction = torch.where(now < self.target_entropy, 1.0, -1.0).to(self.coef)
+        self.coef = (self.coef + self.step * direction).clamp(0, self.max_coef)
+        self.entropy_coef = torch.where(now <= self.target_entropy, self.coef, 0)
+
+    def extra_repr(self) -> str:
+        """The hyperparameters and the present coefficient."""
+        return f"entropy_coef={float(self.entropy_coef):g}, target_entropy={self.target_entropy}, step={self.step}"
 
 
 class RunningRewardNorm(nn.Module):

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from rlloss._checks import check_choice, check_range
 from rlloss.advantages.gae import gae
-from rlloss.advantages.group import group_advantages
+from rlloss.advantages.group import compares_within_groups, group_advantages
+from rlloss.advantages.presets import needed_inputs, preset_options
 from rlloss.advantages.running import AdaptiveKLController, FixedKLController, RunningRewardNorm
 from rlloss.advantages.shaping import kl_shaped_rewards
 from rlloss.advantages.whiten import whiten
@@ -16,7 +17,7 @@ from rlloss.divergence import kl_k1, kl_k2, kl_k3
 from rlloss.loop.batch import Batch
 from rlloss.loop.session import Session
 from rlloss.output import ExplainedVariance, Moments
-from rlloss.reduce import sequence_sum
+from rlloss.reduce import sequence_lengths, sequence_sum
 
 __all__ = ["CriticAdvantages", "GroupAdvantages", "ShapedAdvantages"]
 
@@ -57,6 +58,8 @@ class ShapedAdvantages(nn.Module):
         self.kl_controller = FixedKLController(kl_coef) if isinstance(kl_coef, int | float) else kl_coef
         self.reward_norm = reward_norm
 
+    needs_greedy = False  # whether batches have `greedy_rewards`, those of a greedy completion of each row's prompt
+
     @property
     def needs_reference(self) -> bool:
         """Whether the reward has a KL part."""
@@ -91,32 +94,51 @@ class ShapedAdvantages(nn.Module):
 
 
 class GroupAdvantages(ShapedAdvantages):
-    """`rlloss.group_advantages` of rewards that carry the KL, as RLOO's paper has it.
+    """`rlloss.preset_advantages` of rewards that carry the KL, as RLOO's paper has it.
 
-    >>> GroupAdvantages(kl_coef=0.05, baseline="leave_one_out", scale="none").needs_reference
+    `remax` makes `train_online` sample a greedy completion per prompt.
+
+    Args:
+        name: One of `rlloss.list_advantages()`.
+        kl_coef: See `ShapedAdvantages`, as for `kl` and `reward_norm`.
+        **options: Of `rlloss.group_advantages`, in place of what the name stands for: `scale`, `baseline`, `eps`, ...
+
+    >>> GroupAdvantages("rloo", kl_coef=0.05).needs_reference
     True
     """
 
+    options: dict[str, Any]
+
     def __init__(
         self,
+        name: str = "grpo",
         *,
-        scale: Literal["group", "batch", "none"] = "group",
-        baseline: Literal["mean", "leave_one_out"] = "mean",
-        **shaping: Any,
+        kl_coef: float | KLController = 0.0,
+        kl: RewardKL = "k1",
+        reward_norm: RunningRewardNorm | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(**shaping)
-        check_choice("GroupAdvantages", "scale", scale, ("group", "batch", "none"))
-        check_choice("GroupAdvantages", "baseline", baseline, ("mean", "leave_one_out"))
-        self.scale: Literal["group", "batch", "none"] = scale
-        self.baseline: Literal["mean", "leave_one_out"] = baseline
+        super().__init__(kl_coef=kl_coef, kl=kl, reward_norm=reward_norm)
+        self.options = {"scale": "group", "baseline": "mean"} | preset_options(name, who="GroupAdvantages") | options
+        self.scale, self.baseline = self.options["scale"], self.options["baseline"]
+        self.compares_within_groups = compares_within_groups(self.scale, self.baseline)
+        needs = needed_inputs(self.scale, self.baseline)
+        self.needs_lengths, self.needs_greedy = "weights" in needs, "baselines" in needs
+        # options that contradict each other show before a rollout is paid for
+        nothing = torch.zeros(0)
+        inputs: dict[str, Any] = dict.fromkeys(needs, nothing)
+        group_advantages(nothing, nothing.long(), **self.options, **inputs)
 
     def forward(self, session: Session, batch: Batch) -> dict[str, float]:
         """Sets one advantage per sequence."""
         shaped, numbers = self.shaped(batch)
-        totals = sequence_sum(shaped, batch.loss_mask)
-        batch.fields["advantages"] = group_advantages(
-            totals, batch.fields["group_ids"], self.scale, baseline=self.baseline
-        )
+        totals, options = sequence_sum(shaped, batch.loss_mask), self.options.copy()
+        if self.needs_lengths:
+            options["weights"] = sequence_lengths(batch.loss_mask)
+        if self.needs_greedy:
+            greedy = batch.fields["greedy_rewards"]
+            options["baselines"] = greedy if self.reward_norm is None else self.reward_norm(greedy)
+        batch.fields["advantages"] = group_advantages(totals, batch.fields["group_ids"], **options)
         return numbers
 
 

@@ -40,7 +40,8 @@ class Objective:
 
 def _policy(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
     fields = batch.fields
-    optional = {name: fields[name] for name in ("ref_logprobs", "token_weights") if name in fields}
+    names = ("ref_logprobs", "token_weights", *(("rollout_logprobs",) if loss_fn.needs_rollout else ()))
+    optional = {name: fields[name] for name in names if name in fields}
     if loss_fn.needs_critic:
         optional |= {"values": waist["values"], "old_values": fields.get("old_values"), "returns": fields["returns"]}
     old_logprobs, advantages = fields.get("old_logprobs"), fields["advantages"]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rlloss._checks import check_count
 from rlloss.advantages.group import group_advantages
+from rlloss.correction import Correction
 from rlloss.loop.advantages import CriticAdvantages, GroupAdvantages, ShapedAdvantages
 from rlloss.loop.batch import Batch, collate
 from rlloss.loop.data import Prompt, Tokens
@@ -22,7 +23,8 @@ from rlloss.protocol import Loss
 
 __all__ = ["check_group_size", "evaluate_online", "rollout", "sampled_scores", "train_online"]
 
-Advantages = Callable[[Tensor, Tensor], Tensor] | ShapedAdvantages
+Advantages = str | Callable[[Tensor, Tensor], Tensor] | ShapedAdvantages
+Corrected = Callable[[Tensor, Tensor, Tensor], Correction]
 
 
 def train_online(
@@ -39,6 +41,7 @@ def train_online(
     epochs_per_step: int = 1,
     updates_per_epoch: int = 1,
     recompute_old_logprobs: bool = True,
+    correction: Corrected | None = None,
     seed: int = 0,
     **options: Unpack[RunOptions],
 ) -> list[dict[str, float]]:
@@ -51,21 +54,29 @@ def train_online(
         prompts: From `rlloss.loop.prompts`.
         rewards: (prompts, completions, **columns) -> list of numbers, or several of them (`Rewards` weighs them); the
             columns are those of the prompts, and completion_ids. One with a state is a module, and is saved.
-        advantages: (rewards, group_ids) -> advantages, one per completion; or `CriticAdvantages` for PPO,
-            `GroupAdvantages` for a KL in the reward.
+        advantages: A name of `rlloss.list_advantages()`; (rewards, group_ids) -> advantages, one per completion; or
+            `CriticAdvantages` for PPO, `GroupAdvantages` for a KL in the reward.
         recompute_old_logprobs: Takes the policy's own log-probs as `old_logprobs`, at the cost of a forward pass;
             False takes those that the sampler recorded.
+        correction: (old_logprobs, rollout_logprobs, loss_mask) -> `rlloss.Correction`, whose weights become the loss's
+            `token_weights`: what a sampler that is not quite the policy owes, `rlloss.importance_correction`.
         seed: Of the order of prompts and mini-batches.
         **options: `RunOptions`: folder, evaluation, checkpoints, resumption.
     """
     for name, number in {"epochs_per_step": epochs_per_step, "updates_per_epoch": updates_per_epoch}.items():
         check_count("train_online", name, number)
+    advantages = GroupAdvantages(advantages) if isinstance(advantages, str) else advantages
     shaping = advantages if isinstance(advantages, ShapedAdvantages) else None
     if prompts_per_step * group_size < updates_per_epoch:
         raise ValueError(
             f"train_online: {updates_per_epoch=} needs as many completions, got {prompts_per_step=} x {group_size=}"
         )
     check_group_size("train_online", group_size, advantages)
+    if correction is not None and not recompute_old_logprobs:
+        raise ValueError(
+            "train_online: correction compares the policy's own log-probs with the sampler's, and "
+            "recompute_old_logprobs=False takes the sampler's for both"
+        )
     _check_models(session, loss_fn, shaping)
     score = rewards if isinstance(rewards, Rewards) else Rewards(rewards)
     stateful = {"loss": loss_fn, "advantages": advantages, **score.modules()}
@@ -79,11 +90,19 @@ def train_online(
         is_own_old = recompute_old_logprobs and epochs_per_step * updates_per_epoch == 1
         if not recompute_old_logprobs:
             batch.fields["old_logprobs"] = batch.fields["rollout_logprobs"]
-        elif not is_own_old or shaping is not None:
+        elif not is_own_old or (shaping is not None and shaping.needs_reference) or correction is not None:
             batch.fields["old_logprobs"] = session.logprobs(batch)
+        if correction is not None:
+            held = correction(batch.fields["old_logprobs"], batch.fields["rollout_logprobs"], batch.loss_mask)
+            batch.fields["token_weights"] = held.weights
+            numbers |= scalars(held.metrics)
         if session.reference is not None:
             batch.fields["ref_logprobs"] = session.logprobs(batch, reference=True)
         if isinstance(advantages, ShapedAdvantages):
+            if advantages.needs_greedy:
+                greedy, _ = sampled_scores(session, chosen, score, max_new_tokens, seed, temperature=0.0)
+                batch.fields["greedy_rewards"] = greedy.total.repeat_interleave(group_size)
+                numbers["greedy_reward"] = float(greedy.total.mean())
             numbers |= advantages(session, batch)
         else:
             batch.fields["advantages"] = advantages(batch.fields["rewards"], batch.fields["group_ids"])
@@ -103,7 +122,8 @@ def train_online(
 def check_group_size(who: str, group_size: int, advantages: Advantages) -> None:
     """Raises ValueError where advantages of a group are asked of groups of one."""
     check_count(who, "group_size", group_size)
-    if group_size == 1 and (advantages is group_advantages or isinstance(advantages, GroupAdvantages)):
+    advantages = GroupAdvantages() if advantages is group_advantages else advantages
+    if group_size == 1 and isinstance(advantages, GroupAdvantages) and advantages.compares_within_groups:
         raise ValueError(
             f"{who}: group_size=1 leaves nothing to compare with, and every advantage would be 0; pass group_size=2 or "
             "more, or advantages=CriticAdvantages(), which algorithm='ppo' has"
@@ -158,11 +178,18 @@ def evaluate_online(
 
 
 def sampled_scores(
-    session: Session, prompts: Sequence[Prompt], rewards: Rewards, max_new_tokens: int, seed: int
+    session: Session,
+    prompts: Sequence[Prompt],
+    rewards: Rewards,
+    max_new_tokens: int,
+    seed: int,
+    temperature: float | None = None,
 ) -> tuple[Scores, list[str]]:
     """What one sampled completion per prompt earned, in all and by each function, and the completions."""
     generator = torch.Generator(session.device).manual_seed(seed)
-    drawn = session.sample([p.ids for p in prompts], max_new_tokens=max_new_tokens, generator=generator)
+    drawn = session.sample(
+        [p.ids for p in prompts], max_new_tokens=max_new_tokens, temperature=temperature, generator=generator
+    )
     with rewards.frozen():
         return _scored(session, prompts, drawn, rewards)
 

@@ -64,6 +64,11 @@ class ActorCriticLoss(Loss):
         return self.policy.needs_reference
 
     @property
+    def needs_rollout(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the policy loss does."""
+        return self.policy.needs_rollout
+
+    @property
     def needs_critic(self) -> bool:
         """Always."""
         return True

@@ -8,7 +8,8 @@ from torch import Tensor
 from rlloss._checks import check_choice, check_range
 from rlloss._typing import Bool, Float
 from rlloss.output import LossOutput, Mean
-from rlloss.policy import ClippedPolicyLoss, PolicyBatch, PolicyOptions
+from rlloss.policy import PolicyBatch, PolicyOptions
+from rlloss.policy_surrogates import ClippedPolicyLoss
 from rlloss.protocol import Exactness
 from rlloss.reduce import (
     Normalizer,
@@ -79,9 +80,8 @@ class ConservativePPOLoss(ClippedPolicyLoss):
         return "statistic" if self.level == "batch" else "sum"
 
     @property
-    def needs_reference(self) -> bool:
-        """Always: the hinge is on the KL to it."""
-        return True
+    def _reads_kl(self) -> bool:
+        return True  # the hinge does
 
     def forward(
         self,
@@ -90,18 +90,13 @@ class ConservativePPOLoss(ClippedPolicyLoss):
         advantages: Float[Tensor, "..."],
         loss_mask: Bool[Tensor, "*tokens"],
         *,
-        ref_logprobs: Float[Tensor, "*tokens"] | None = None,
-        entropy: Float[Tensor, "*tokens"] | None = None,
-        token_weights: Float[Tensor, "*tokens"] | None = None,
         normalizer: Normalizer | None = None,
-        cu_seqlens: Tensor | None = None,
         kl: Tensor | float | None = None,
+        **optional: Any,
     ) -> LossOutput:
         """The loss and its metrics; `kl` is the whole step's KL where this call sees only a part of it."""
-        self._check(ref_logprobs, normalizer, kl)
-        batch = self.door(
-            logprobs, old_logprobs, advantages, loss_mask, ref_logprobs, entropy, token_weights, cu_seqlens
-        )
+        self._check(optional, normalizer, kl)
+        batch = self.door(logprobs, old_logprobs, advantages, loss_mask, **optional)
         loss, metrics = self.objective(batch, normalizer)
         if self.level == "batch":
             penalty, hinge_metrics = self._batch_hinge(batch, normalizer, kl)
@@ -116,17 +111,14 @@ class ConservativePPOLoss(ClippedPolicyLoss):
         old_logprobs: Tensor | None,
         advantages: Tensor,
         loss_mask: Tensor,
-        *,
-        ref_logprobs: Tensor,
-        entropy: Tensor | None = None,
-        cu_seqlens: Tensor | None = None,
-        **unused: Any,
+        **keywords: Any,
     ) -> dict[str, Tensor]:
         """What `forward` needs of the whole step under a split: `{"kl": KL}`, from the step's detached numbers."""
-        batch = self.door(
-            logprobs.detach(), old_logprobs, advantages, loss_mask, ref_logprobs, entropy, None, cu_seqlens
-        )
-        return {"kl": reduce_tokens(self.ref_kl(batch), loss_mask, "token_mean", cu_seqlens=cu_seqlens)}
+        optional = {name: x for name, x in keywords.items() if name not in ("kl", "normalizer", "token_weights")}
+        with torch.no_grad():
+            batch = self.door(logprobs, old_logprobs, advantages, loss_mask, **optional)
+            kl = reduce_tokens(self.ref_kl(batch), batch.loss_mask, "token_mean", cu_seqlens=batch.cu_seqlens)
+        return {"kl": kl}
 
     def _batch_hinge(
         self, batch: PolicyBatch, normalizer: Normalizer | None, kl: Tensor | float | None
@@ -159,9 +151,9 @@ class ConservativePPOLoss(ClippedPolicyLoss):
         penalty = reduce_sequences(value, rows, normalizer=normalizer)
         return penalty, {"kl_penalty": Mean.of(value, rows), "kl_violation": Mean.of(violation, rows)}
 
-    def _check(self, ref_logprobs: Tensor | None, normalizer: Normalizer | None, kl: Tensor | float | None) -> None:
+    def _check(self, optional: dict[str, Any], normalizer: Normalizer | None, kl: Tensor | float | None) -> None:
         check_normalizer(self._who, normalizer, plain_number=self.level == "batch")
-        if ref_logprobs is None:
+        if self.needs_reference and optional.get("ref_logprobs") is None:
             raise ValueError(f"{self._who}: needs ref_logprobs, got None; the hinge is on the KL to the reference")
         if self.level == "sequence" and kl is not None:
             raise ValueError(f"{self._who}: level='sequence' takes no kl=; each sequence has its own")

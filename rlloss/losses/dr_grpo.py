@@ -3,7 +3,8 @@
 from typing import Unpack
 
 from rlloss._checks import check_count
-from rlloss.policy import ClippedPolicyLoss, PolicyOptions
+from rlloss.policy import PolicyOptions
+from rlloss.policy_surrogates import ClippedPolicyLoss
 
 __all__ = ["DrGRPOLoss"]
 

@@ -2,7 +2,8 @@
 
 from typing import Unpack
 
-from rlloss.policy import ClippedPolicyLoss, PolicyOptions
+from rlloss.policy import PolicyOptions
+from rlloss.policy_surrogates import ClippedPolicyLoss
 
 __all__ = ["GSPOLoss"]
 

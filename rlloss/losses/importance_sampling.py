@@ -1,23 +1,19 @@
 """Truncated importance sampling: the off-policy policy gradient, its weights held within bounds."""
 
-import math
 from typing import Literal, Unpack
 
-from torch import Tensor
-
-from rlloss._checks import check_choice, check_range
-from rlloss.output import Mean, Metric
-from rlloss.policy import PolicyBatch, PolicyLoss, PolicyOptions
+from rlloss.policy import PolicyOptions
+from rlloss.policy_surrogates import TruncatedPolicyLoss
 
 __all__ = ["ImportanceSamplingLoss"]
 
 
-class ImportanceSamplingLoss(PolicyLoss):
+class ImportanceSamplingLoss(TruncatedPolicyLoss):
     """Off-policy REINFORCE with truncated importance weights, https://doi.org/10.1198/106186008X320456.
 
     The clip bounds how much an answer counts and never whether it counts: the weight carries no gradient and the
     log-prob does, so that a clipped answer still teaches, where PPO's clip (or a clip of w A itself) lets go of it.
-    For language models it is the TIS that https://arxiv.org/abs/2503.14286 compares itself with.
+    Held at 1 it is the TIS that https://arxiv.org/abs/2503.14286 compares itself with, `rlloss.TISLoss`.
 
         w_i = clip(exp(sum_t (l_t - old_t)), ratio_min, ratio_max)    (`token`: w_t, of each token's own l_t - old_t)
         loss = -(1/S) sum_i sg[w_i] sum_t A_t l_t
@@ -47,8 +43,6 @@ class ImportanceSamplingLoss(PolicyLoss):
     tensor(3.)
     """
 
-    reduction = "sequence_sum"
-
     def __init__(
         self,
         *,
@@ -57,23 +51,4 @@ class ImportanceSamplingLoss(PolicyLoss):
         ratio_max: float = 10.0,
         **options: Unpack[PolicyOptions],
     ) -> None:
-        super().__init__(**options)
-        check_choice(self._who, "ratio_level", ratio_level, ("sequence", "token"))
-        check_range(self._who, "ratio_min", ratio_min, 0, 1)
-        check_range(self._who, "ratio_max", ratio_max, 1)
-        self.ratio_level = ratio_level  # pyright: ignore[reportAttributeAccessIssue]
-        self.ratio_min, self.ratio_max = ratio_min, ratio_max
-
-    def surrogate(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, Metric]]:
-        """-sg[clip(w)] A l per token."""
-        weight = batch.ratio.detach().clamp(self.ratio_min, self.ratio_max)
-        is_clipped = (batch.ratio < self.ratio_min) | (batch.ratio > self.ratio_max)
-        metrics: dict[str, Metric] = {"clip_frac": Mean.of(is_clipped.to(weight.dtype), batch.loss_mask)}
-        return -weight * batch.advantages * batch.logprobs, metrics
-
-    def ref_kl(self, batch: PolicyBatch) -> Tensor:
-        """The KL penalty per token, its own ratio held within the bounds of the weights."""
-        low, high = (math.log(r) if r else -math.inf for r in (self.ratio_min, self.ratio_max))
-        now = batch.logprobs.detach()
-        # an old log-prob that gives the held ratio, and leaves the gradient of the log-prob as it is
-        return super().ref_kl(batch._replace(old_logprobs=batch.old_logprobs.clamp(now - high, now - low)))
+        super().__init__(ratio_level=ratio_level, ratio_min=ratio_min, ratio_max=ratio_max, **options)

@@ -2,7 +2,8 @@
 
 from typing import Unpack
 
-from rlloss.policy import ClippedPolicyLoss, PolicyOptions
+from rlloss.policy import PolicyOptions
+from rlloss.policy_surrogates import ClippedPolicyLoss
 
 __all__ = ["PPOLoss"]
 
@@ -22,7 +23,8 @@ class PPOLoss(ClippedPolicyLoss):
     Args:
         clip_eps_low: The ratio's room below 1.
         clip_eps_high: The ratio's room above 1.
-        dual_clip: Bound c > 1 of the ratio where A < 0; None for no bound.
+        dual_clip: Bound c > 1 of the ratio where A < 0, beyond 1 + clip_eps_high the delta of
+            https://arxiv.org/abs/2505.07291; None for no bound.
         **options: `rlloss.PolicyOptions`.
 
     >>> import torch

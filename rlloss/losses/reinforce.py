@@ -1,14 +1,11 @@
 """REINFORCE: the policy gradient as it stands."""
 
-from torch import Tensor
-
-from rlloss.output import Metric
-from rlloss.policy import PolicyBatch, PolicyLoss
+from rlloss.policy_surrogates import WeightedPolicyLoss
 
 __all__ = ["REINFORCELoss"]
 
 
-class REINFORCELoss(PolicyLoss):
+class REINFORCELoss(WeightedPolicyLoss):
     """REINFORCE, theorem 1 of https://doi.org/10.1007/BF00992696; for language models https://arxiv.org/abs/2402.14740.
 
     No ratio and no clip: one update per rollout. It sums over a sequence's tokens, as the log-prob of the sequence
@@ -27,7 +24,3 @@ class REINFORCELoss(PolicyLoss):
     """
 
     reduction = "sequence_sum"
-
-    def surrogate(self, batch: PolicyBatch) -> tuple[Tensor, dict[str, Metric]]:
-        """-A l per token."""
-        return -batch.advantages * batch.logprobs, {}

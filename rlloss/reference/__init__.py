@@ -5,7 +5,10 @@ paper stops the gradient through reads `frozen_logprobs`: central differences th
 """
 
 from rlloss.reference.advantages import gae, group_advantages, informative_groups, whiten
+from rlloss.reference.advantages_named import gdpo_advantages, pass_at_k_advantages, preset_advantages
+from rlloss.reference.advantages_tokens import optimal_token_baseline, returns_to_go, turn_advantages
 from rlloss.reference.conservative import conservative_ppo
+from rlloss.reference.correction import importance_weights, top_entropy
 from rlloss.reference.critic import actor_critic, value
 from rlloss.reference.divergence import kl, kl_k1, kl_k2, kl_k3
 from rlloss.reference.importance import importance_sampling
@@ -13,24 +16,54 @@ from rlloss.reference.likelihood import sft
 from rlloss.reference.logprobs import linear_stats, token_stats
 from rlloss.reference.policy import dapo, dr_grpo, grpo, gspo, policy_metrics, ppo, reinforce, rloo
 from rlloss.reference.preference import bradley_terry, dpo, ipo, kto, kto_kl, simpo
+from rlloss.reference.regions import (
+    a_star_po,
+    binary_divergence,
+    cpgd,
+    decoupled_ppo,
+    dppo,
+    dro,
+    kimi,
+    opsm,
+    optimal_value,
+)
+from rlloss.reference.selective import clip_cov, kl_cov, m2po
+from rlloss.reference.sequence import gmpo, gspo_token, luspo, sapo
 from rlloss.reference.shaping import adaptive_kl_coef, kl_shaped_rewards, overlong_penalty
+from rlloss.reference.weighted import a2c, cispo, gpg, tis, topr, vespo
 
 __all__ = [
+    "a2c",
+    "a_star_po",
     "actor_critic",
     "adaptive_kl_coef",
+    "binary_divergence",
     "bradley_terry",
+    "cispo",
+    "clip_cov",
     "conservative_ppo",
+    "cpgd",
     "dapo",
+    "decoupled_ppo",
     "dpo",
+    "dppo",
     "dr_grpo",
+    "dro",
     "gae",
+    "gdpo_advantages",
+    "gmpo",
+    "gpg",
     "group_advantages",
     "grpo",
     "gspo",
+    "gspo_token",
     "importance_sampling",
+    "importance_weights",
     "informative_groups",
     "ipo",
+    "kimi",
     "kl",
+    "kl_cov",
     "kl_k1",
     "kl_k2",
     "kl_k3",
@@ -38,14 +71,28 @@ __all__ = [
     "kto",
     "kto_kl",
     "linear_stats",
+    "luspo",
+    "m2po",
+    "opsm",
+    "optimal_token_baseline",
+    "optimal_value",
     "overlong_penalty",
+    "pass_at_k_advantages",
     "policy_metrics",
     "ppo",
+    "preset_advantages",
     "reinforce",
+    "returns_to_go",
     "rloo",
+    "sapo",
     "sft",
     "simpo",
+    "tis",
     "token_stats",
+    "top_entropy",
+    "topr",
+    "turn_advantages",
     "value",
+    "vespo",
     "whiten",
 ]

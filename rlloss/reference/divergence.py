@@ -12,6 +12,9 @@ SOUND = {
     ("k3", "forward"),
     ("k2", "literal"),
     ("k3", "literal"),
+    ("abs", "literal"),
+    ("exact", "reverse"),
+    ("exact", "forward"),
 }
 
 
@@ -86,7 +89,7 @@ def kl_term(
     With r = pi / pi_old and sg = stop gradient:
     reverse, KL(pi || ref): r * k1, sg(r) * k2, r * k3 (equation 7 of https://arxiv.org/abs/2512.02556)
     forward, KL(ref || pi): sg(r) * k3
-    literal: k2 or k3 as papers print them
+    literal: k2, k3 or |log(pi / ref)| as papers print them
     """
     r = math.exp(bounded(logprob - old_logprob, max_log_ratio))
     frozen_r = math.exp(bounded(frozen_logprob - old_logprob, max_log_ratio))
@@ -94,6 +97,8 @@ def kl_term(
         estimate = kl_k1(logprob, ref_logprob)
     elif kl == "k2":
         estimate = kl_k2(logprob, ref_logprob)
+    elif kl == "abs":
+        estimate = abs(logprob - ref_logprob)
     else:
         estimate = kl_k3(logprob, ref_logprob, max_log_ratio)
 

@@ -6,7 +6,7 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from rlloss.reference.policy import reinforce
-from rlloss.reference.reduce import advantage_rows, rows
+from rlloss.reference.reduce import advantage_rows, as_given, rows
 from rlloss.reference.surrogate import importance_ratio
 
 
@@ -50,15 +50,11 @@ def importance_sampling(
                     held_old[i][t] = frozen[i][t] - math.log(min(max(own, ratio_min), ratio_max))
     return reinforce(
         logprobs,
-        _as_given(held_old, cu_seqlens),
-        _as_given(weighted, cu_seqlens),
+        as_given(held_old, cu_seqlens),
+        as_given(weighted, cu_seqlens),
         loss_mask,
         max_log_ratio=max_log_ratio,
         cu_seqlens=cu_seqlens,
         frozen_logprobs=frozen_logprobs,
         **terms,
     )
-
-
-def _as_given(by_sequence: list[list[float]], cu_seqlens: ArrayLike | None) -> ArrayLike:
-    return by_sequence if cu_seqlens is None else [number for row in by_sequence for number in row]

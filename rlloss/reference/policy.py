@@ -17,6 +17,7 @@ def token_losses(
     *,
     ratio_level: str = "token",
     ref_logprobs: ArrayLike | None = None,
+    ref_kl: ArrayLike | None = None,
     entropy: ArrayLike | None = None,
     token_weights: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
@@ -38,15 +39,18 @@ def token_losses(
     the gradient is stopped: central differences move `logprobs` and leave it where it is.
     """
     check_kl(kl, kl_grad)
-    if kl_coef != 0.0 and ref_logprobs is None:
-        raise ValueError(f"token_losses: kl_coef={kl_coef} needs ref_logprobs, got None")
+    needed = ref_kl if kl == "exact" else ref_logprobs
+    if kl_coef != 0.0 and needed is None:
+        raise ValueError(
+            f"token_losses: kl_coef={kl_coef} needs {'ref_kl' if kl == 'exact' else 'ref_logprobs'}, got None"
+        )
     if entropy_coef != 0.0 and entropy is None:
         raise ValueError(f"token_losses: entropy_coef={entropy_coef} needs entropy, got None")
     mask = rows(loss_mask, cu_seqlens)
     new = rows(logprobs, cu_seqlens)
     frozen = new if frozen_logprobs is None else rows(frozen_logprobs, cu_seqlens)
     old = frozen if old_logprobs is None else rows(old_logprobs, cu_seqlens)
-    ref = rows(ref_logprobs, cu_seqlens)
+    ref, exact = rows(ref_logprobs, cu_seqlens), rows(ref_kl, cu_seqlens)
     bonus = rows(entropy, cu_seqlens)
     weight = mask if token_weights is None else rows(token_weights, cu_seqlens)  # a counted token weighs 1
     advantage = advantage_rows(advantages, mask, cu_seqlens)
@@ -64,7 +68,9 @@ def token_losses(
                 else:
                     r = importance_ratio(new[i], old[i], mask[i], t, ratio_level, max_log_ratio)
                     loss = surrogate(r, advantage[i][t], clip_eps_low, clip_eps_high, dual_clip)
-                if kl_coef != 0.0:
+                if kl_coef != 0.0 and kl == "exact":
+                    loss += kl_coef * exact[i][t]
+                elif kl_coef != 0.0:
                     loss += kl_coef * kl_term(new[i][t], old[i][t], ref[i][t], frozen[i][t], kl, kl_grad, max_log_ratio)
                 loss *= weight[i][t]
             if entropy_coef != 0.0:
@@ -226,6 +232,7 @@ def policy_metrics(
     clip_eps_low: float = 0.2,
     clip_eps_high: float = 0.2,
     ref_logprobs: ArrayLike | None = None,
+    ref_kl: ArrayLike | None = None,
     entropy: ArrayLike | None = None,
     cu_seqlens: ArrayLike | None = None,
     ratio_level: str = "token",
@@ -236,7 +243,7 @@ def policy_metrics(
 
     clip_frac: tokens whose surrogate gradient is cut, by the clip or by the dual clip
     ratio: that of the surrogate
-    approx_kl, ref_kl: k3 of KL(pi_old || pi), and of KL(pi || ref) where a reference is given
+    approx_kl, ref_kl: k3 of KL(pi_old || pi), and of KL(pi || ref) where a reference is given, or `ref_kl` itself
     ref_kl_seq: the same summed over each sequence, and averaged over those with a counted token
     entropy: where given
     bounded_frac: tokens whose log ratio, that of `ratio`, is larger in size than `max_log_ratio`
@@ -247,17 +254,20 @@ def policy_metrics(
     mask = rows(loss_mask, cu_seqlens)
     new = rows(logprobs, cu_seqlens)
     old = new if old_logprobs is None else rows(old_logprobs, cu_seqlens)
-    ref = rows(ref_logprobs, cu_seqlens)
+    ref, exact = rows(ref_logprobs, cu_seqlens), rows(ref_kl, cu_seqlens)
     bonus = rows(entropy, cu_seqlens)
     advantage = advantage_rows(advantages, mask, cu_seqlens)
 
+    def reference_kl(i: int, t: int) -> float:
+        return exact[i][t] if exact else kl_k3(new[i][t], ref[i][t], max_log_ratio)
+
     values: dict[str, list[float]] = {"clip_frac": [], "ratio": [], "approx_kl": [], "bounded_frac": []}
-    values |= {"ref_kl": [], "ref_kl_seq": []} if ref else {}
+    values |= {"ref_kl": [], "ref_kl_seq": []} if ref or exact else {}
     values |= {"entropy": []} if bonus else {}
     for i in range(len(mask)):
-        if ref and any(mask[i]):
+        if (ref or exact) and any(mask[i]):
             counted = [t for t in range(len(mask[i])) if mask[i][t]]
-            values["ref_kl_seq"].append(sum(kl_k3(new[i][t], ref[i][t], max_log_ratio) for t in counted))
+            values["ref_kl_seq"].append(sum(reference_kl(i, t) for t in counted))
         for t in range(len(mask[i])):
             if not mask[i][t]:
                 continue
@@ -270,8 +280,8 @@ def policy_metrics(
             values["approx_kl"].append(kl_k3(old[i][t], new[i][t], max_log_ratio))
             log_ratio = importance_log_ratio(new[i], old[i], mask[i], t, ratio_level)
             values["bounded_frac"].append(float(abs(log_ratio) > max_log_ratio))
-            if ref:
-                values["ref_kl"].append(kl_k3(new[i][t], ref[i][t], max_log_ratio))
+            if ref or exact:
+                values["ref_kl"].append(reference_kl(i, t))
             if bonus:
                 values["entropy"].append(bonus[i][t])
     return {name: mean(tokens) for name, tokens in values.items()}

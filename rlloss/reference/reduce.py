@@ -31,6 +31,15 @@ def advantage_rows(advantages: ArrayLike, mask: list[list[float]], cu_seqlens: A
     return [[advantage] * len(row) for advantage, row in zip(values.tolist(), mask, strict=True)]
 
 
+def as_given(by_sequence: list[list[float]], cu_seqlens: ArrayLike | None) -> ArrayLike:
+    """One row per sequence, in the layout that `rows` took it from; what lies behind the last boundary is gone.
+
+    >>> as_given([[1.0], [2.0, 3.0]], cu_seqlens=[0, 1, 3])
+    [1.0, 2.0, 3.0]
+    """
+    return by_sequence if cu_seqlens is None else [number for row in by_sequence for number in row]
+
+
 def mean(values: list[float]) -> float:
     """The mean, 0 over nothing."""
     return sum(values) / len(values) if values else 0.0

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from rlloss.advantages.presets import list_advantages
 from rlloss.advantages.running import AdaptiveKLController, RunningRewardNorm
 from rlloss.loop.advantages import CriticAdvantages, GroupAdvantages, ShapedAdvantages
 from rlloss.losses.actor_critic import ActorCriticLoss
@@ -109,13 +110,18 @@ def advantages_of(algorithm: Algorithm, values: Mapping[str, Any]) -> ShapedAdva
             kl=estimators[penalty],
             reward_norm=norm,
         )
-    unscaled = algorithm.name == "dr_grpo" or algorithm.name in _IN_REWARD
-    scale = _given(values, "scale_rewards", "none" if unscaled else "group")
-    if algorithm.name in _IN_REWARD:
-        kl_coef = _one_of(values, "kl_coef", "beta")
-        kl_coef = 0.05 if kl_coef is None else kl_coef
-        return GroupAdvantages(kl_coef=kl_coef, scale=scale, baseline="leave_one_out", reward_norm=norm)
-    return GroupAdvantages(scale=scale, reward_norm=norm)
+    in_reward, of_name = algorithm.name in _IN_REWARD, algorithm.name in list_advantages()
+    own = algorithm.name if of_name else "rloo" if in_reward else "grpo"
+    scale = values["scale_rewards"]
+    if scale is not None and values["advantages"] is not None:
+        raise ValueError(f"{WHO}: advantages={values['advantages']!r} has a scale of its own; leave scale_rewards out")
+    kl_coef = _one_of(values, "kl_coef", "beta") if in_reward else 0.0
+    return GroupAdvantages(
+        _given(values, "advantages", own),
+        kl_coef=0.05 if kl_coef is None else kl_coef,
+        reward_norm=norm,
+        **({} if scale is None else {"scale": scale}),
+    )
 
 
 def _hyperparameters(algorithm: Algorithm, values: Mapping[str, Any], of_loss: Mapping[str, Any]) -> dict[str, Any]:

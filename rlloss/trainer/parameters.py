@@ -170,6 +170,13 @@ PARAMETERS: list[Parameter] = [
         ("cliprange", None, ONLINE, "`clip_eps_low` and `clip_eps_high`", ("clip_range",)),
         ("cliprange_value", None, ("critic",), "`ValueLoss(value_clip=...)`"),
         ("vf_coef", None, ("critic",), "`ActorCriticLoss(value_coef=...)`; 0.1 where None"),
+        (
+            "advantages",
+            None,
+            ("policy",),
+            "`GroupAdvantages(name)`: a name of `rlloss.list_advantages()`; the algorithm's own where None",
+            ("adv_estimator", "advantage_estimator"),
+        ),
         ("scale_rewards", None, ("policy",), "`GroupAdvantages(scale=...)`: `group`, `batch` or `none`"),
         ("gamma", None, ("critic",), "`CriticAdvantages(gamma=...)`"),
         ("lam", None, ("critic",), "`CriticAdvantages(gae_lambda=...)`", ("gae_lambda",)),

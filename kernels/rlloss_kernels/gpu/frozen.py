@@ -13,10 +13,10 @@ from torch import Tensor
 
 from rlloss_kernels.blocks import Scratch
 from rlloss_kernels.gpu.functions import INF, LOWEST, sigmoid
-from rlloss_kernels.gpu.gradient import columns_at_a_time
-from rlloss_kernels.gpu.head import Weights, close_sums, contiguous_rows, head_sums, merged_sums, partial_sums
-from rlloss_kernels.gpu.rows import HostCount, active_rows
-from rlloss_kernels.gpu.tiling import tiling
+from rlloss_kernels.gpu.gradient_products import columns_at_a_time
+from rlloss_kernels.gpu.head import Weights, close_sums, head_sums, merged_sums, partial_sums
+from rlloss_kernels.gpu.operands import Operands
+from rlloss_kernels.gpu.rows import HostCount, active_rows, contiguous_rows, flat
 from rlloss_kernels.head import Head
 from rlloss_kernels.sums import add_product
 
@@ -42,22 +42,22 @@ def forward(
     tokens, width = h.shape
     if not tokens:
         return
-    cut = tiling(h)
+    operands = Operands((head, h))
+    cut, blocks = operands.cut, operands.blocks
     # whole groups, so that their sums are merged in one order, however many rows there are
     columns = triton.cdiv(columns_at_a_time(head, tokens, scratch_bytes), cut.group) * cut.group
-    blocks = triton.cdiv(tokens, cut.rows)
-    offset = head_sums(head, h, rows, _NO_SUMS, last=min(cut.columns, head.vocabulary))[0].clone()
+    offset = head_sums(operands, rows, _NO_SUMS, min(cut.columns, head.vocabulary))[0].clone()
     growth, jumped = torch.empty_like(offset), torch.empty(blocks, dtype=torch.int32, device=h.device)
     memory = count.memory(tokens * columns, dtype=head.operand_dtype, device=h.device)
     scratch, sums, total = Scratch(h, head.dtype), None, None
     for column in range(0, head.vocabulary, columns):
         last = min(column + columns, head.vocabulary)
         weights = memory[: tokens * (last - column)].view(tokens, last - column)
-        parts = partial_sums(head, h, rows, _NO_SUMS, column, last, Weights(weights, offset))
+        parts = partial_sums(operands, rows, _NO_SUMS, column, last, Weights(weights, offset))
         before = parts[:0] if sums is None else sums[None, : parts.shape[1]]
         sums = merged_sums(torch.cat([before, parts]), rows.number)
         _offset_kernel[(blocks,)](sums, offset, growth, jumped, rows.number, cut.rows)
-        partial_sums(head, h, rows, _NO_SUMS, column, last, Weights(weights, offset, jumped))
+        partial_sums(operands, rows, _NO_SUMS, column, last, Weights(weights, offset, jumped))
         if total is None:
             active = count.read()
             total = torch.zeros((active, width), dtype=torch.float32, device=h.device)
@@ -74,10 +74,8 @@ def forward(
             offset,
             state,
             weight,
-            rows.ids,
-            rows.ids if rows.temperature is None else rows.temperature,
+            *rows.operands,
             rows.positions,
-            rows.number,
             direction,
             state.shape[1],
             weight.stride(0),
@@ -101,7 +99,7 @@ def backward(
     temperature: Tensor | None,
 ) -> Tensor:
     """The gradient [N, H] of hidden: logsumexp is z_y - log p_y, so its gradient is what z_y's has more."""
-    result, (tokens, width), flat = torch.empty_like(direction), direction.shape, ids.flatten()
+    result, (tokens, width), ids = torch.empty_like(direction), direction.shape, ids.flatten()
     if tokens:
         weight = head.weight
         _backward_kernel[(tokens,)](
@@ -109,9 +107,9 @@ def backward(
             state,
             direction,
             weight,
-            flat,
-            flat if loss_mask is None else loss_mask.flatten().view(torch.uint8),
-            flat if temperature is None else temperature.flatten(),
+            ids,
+            flat(loss_mask, ids),
+            flat(temperature, ids),
             result,
             tokens,
             weight.stride(0),
@@ -171,8 +169,8 @@ def _direction_kernel(
     weight,
     ids,
     temperature,
-    positions,
     count,
+    positions,
     direction,
     tokens,
     w_stride,

@@ -1,4 +1,4 @@
-"""Scalar functions for Triton kernels, as exact as float32 allows, and what every kernel has to know of its device."""
+"""What every Triton kernel needs: its device, the numbers of rows, scalar functions as exact as float32 allows."""
 
 import torch
 import triton
@@ -20,6 +20,22 @@ INF: tl.constexpr = tl.constexpr(float("inf"))
 def processors(device: torch.device) -> int:
     """How many programs run at a time: those of a persistent kernel."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
+
+
+@triton.jit
+def loaded(pointer, n, mask, COUNT: tl.constexpr):
+    """So many numbers of every row, `n` apart; 0 outside the mask."""
+    numbers = (tl.load(pointer, mask=mask, other=0.0),)
+    for k in tl.static_range(1, COUNT):
+        numbers = numbers + (tl.load(pointer + k * n, mask=mask, other=0.0),)  # noqa: RUF005
+    return numbers
+
+
+@triton.jit
+def store(pointer, n, mask, numbers, COUNT: tl.constexpr):
+    """Writes the first so many of them."""
+    for k in tl.static_range(COUNT):
+        tl.store(pointer + k * n, numbers[k], mask=mask)
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlloss_kernels.gpu.functions import FAR, INF, LOG2_E, LOWEST
+from rlloss_kernels.gpu.functions import FAR, INF, LOG2_E, LOWEST, loaded, store
 from rlloss_kernels.pair import DIVERGENCES, PAIR_SUMS, Orders, PairState, completed, pair_gradient
 from rlloss_kernels.pair import FAR_APART as _FAR_APART
 
@@ -224,22 +224,6 @@ def pair_logit_gradient(s, u, is_target, alpha, beta, row, TERMS):
     if TERMS.logprobs:
         dz += tl.where(is_target, logprobs[:, None], 0.0)
     return dz
-
-
-@triton.jit
-def loaded(pointer, n, mask, COUNT: tl.constexpr):
-    """So many numbers of every row, `n` apart; 0 outside the mask."""
-    numbers = (tl.load(pointer, mask=mask, other=0.0),)
-    for k in tl.static_range(1, COUNT):
-        numbers = numbers + (tl.load(pointer + k * n, mask=mask, other=0.0),)  # noqa: RUF005
-    return numbers
-
-
-@triton.jit
-def store(pointer, n, mask, numbers, COUNT: tl.constexpr):
-    """Writes them."""
-    for k in tl.static_range(COUNT):
-        tl.store(pointer + k * n, numbers[k], mask=mask)
 
 
 @triton.jit(do_not_specialize=["tokens", "groups"])

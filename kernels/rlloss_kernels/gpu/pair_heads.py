@@ -5,78 +5,21 @@ A persistent kernel makes both products of a tile and leaves, for every row and 
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rlloss_kernels.gpu.functions import processors
-from rlloss_kernels.gpu.head import contiguous_rows
-from rlloss_kernels.gpu.pair import (
-    Kept,
-    absorbed_pair,
-    complete,
-    merged_sums,
-    mixture_distances,
-    no_pair_sums,
-    store,
-)
-from rlloss_kernels.gpu.products import block_and_group, finished, products
-from rlloss_kernels.gpu.rows import ActiveRows, active_rows
-from rlloss_kernels.gpu.tiling import Tiling, bulk_loads, operand, tiling
+from rlloss_kernels.gpu.functions import store
+from rlloss_kernels.gpu.operands import Operands
+from rlloss_kernels.gpu.pair import Kept, absorbed_pair, complete, merged_sums, mixture_distances, no_pair_sums
+from rlloss_kernels.gpu.products import block_and_group, finished, products, rows_of_block
+from rlloss_kernels.gpu.rows import ActiveRows, active_rows, contiguous_rows
 from rlloss_kernels.head import Head
 from rlloss_kernels.pair import PAIR_SUMS, Orders, PairState
 from rlloss_kernels.passes import first_ids
 from rlloss_kernels.shards import Shard, gathered
-
-
-class Models(NamedTuple):
-    """The policy and the reference, as kernels take them: hidden states [N, H], and a weight with contiguous rows."""
-
-    heads: tuple[Head, Head]
-    hidden: tuple[Tensor, Tensor]
-    weights: tuple[Tensor, Tensor]
-
-    @classmethod
-    def of(cls, head: Head, h: Tensor, ref_head: Head, ref_h: Tensor) -> "Models":
-        """Of active rows, one after the other."""
-        weights = [x.weight if x.weight.stride(1) == 1 else x.weight.contiguous() for x in (head, ref_head)]
-        return cls((head, ref_head), (h, ref_h), (weights[0], weights[1]))
-
-    @property
-    def tiling(self) -> Tiling:
-        """That of the wider operands."""
-        return tiling(max(self.hidden, key=lambda h: h.dtype.itemsize), accumulators=2)
-
-    @property
-    def bulk(self) -> bool:
-        """Whether all four matrices can be read in bulk."""
-        return bulk_loads(*self.hidden, *self.weights)
-
-    @property
-    def operands(self) -> list[Any]:
-        """Hidden states, weight and bias of both."""
-        found, cut, bulk = [], self.tiling, self.bulk
-        for head, h, weight in zip(*self, strict=True):
-            pieces = operand(h, cut.rows, cut.depth, bulk), operand(weight, cut.columns // 2, cut.depth, bulk)
-            found += [*pieces, weight if head.bias is None else head.bias]
-        return found
-
-    @property
-    def numbers(self) -> list[float]:
-        """Strides, width, scale and softcap of both."""
-        found = []
-        for head, h, weight in zip(*self, strict=True):
-            softcap = 0.0 if head.softcap is None else float(head.softcap)
-            found += [h.stride(0), weight.stride(0), h.shape[1], float(head.logit_scale), softcap]
-        return found
-
-    @property
-    def flags(self) -> list[bool]:
-        """Whether they have a bias and a softcap."""
-        return [x is not None for head in self.heads for x in (head.bias, head.softcap)]
 
 
 def forward(
@@ -99,52 +42,42 @@ def forward(
         return
     rows = active_rows(ids, loss_mask, temperature, shard.total, first=shard.first)
     h, ref_h = (contiguous_rows(x, rows, loss_mask is None) for x in (hidden, ref_hidden))
-    models, kept = Models.of(head, h, ref_head, ref_h), Kept.of(wanted)
+    operands, kept = Operands((head, h), (ref_head, ref_h)), Kept.of(wanted)
 
     def distances(of: PairState) -> Tensor:
-        return merged_sums(_parts(models, rows, orders, kept, of), rows.number, rows.positions)
+        return merged_sums(_parts(operands, rows, orders, kept, of), rows.number, rows.positions)
 
-    parts = _parts(models, rows, orders, kept)
+    parts = _parts(operands, rows, orders, kept)
     if shard.is_part:
         parts = gathered(merged_sums(parts, rows.number), shard.group)
     sums = merged_sums(parts, rows.number, rows.positions)
     complete(sums, loss_mask, wanted, orders, distances, shard.group, found, state)
 
 
-def _parts(models: Models, rows: ActiveRows, orders: Orders, kept: Kept, state: PairState | None = None) -> Tensor:
+def _parts(operands: Operands, rows: ActiveRows, orders: Orders, kept: Kept, state: PairState | None = None) -> Tensor:
     """The sums [groups, 12, N] of every group of columns; with a state the distances [groups, 2, N] to the mixture."""
-    cut, tokens, columns = models.tiling, len(rows.positions), models.heads[0].vocabulary
-    groups = triton.cdiv(columns, cut.group)
-    count = len(PAIR_SUMS) if state is None else 2
-    parts = torch.empty((groups, count, tokens), dtype=torch.float32, device=rows.ids.device)
+    columns, count = operands.heads[0].vocabulary, len(PAIR_SUMS) if state is None else 2
+    groups = triton.cdiv(columns, operands.cut.group)
+    parts = torch.empty((groups, count, operands.tokens), dtype=torch.float32, device=rows.ids.device)
     if not groups:  # of a shard that holds nothing but padding
         return parts
-    items = triton.cdiv(tokens, cut.rows) * groups
-    _forward_kernel[(min(processors(parts.device), items),)](
-        *models.operands,
-        rows.ids,
-        rows.ids if rows.temperature is None else rows.temperature,
-        rows.number,
+    _forward_kernel[operands.programs(groups)](
+        *operands.matrices,
+        *rows.operands,
         rows.positions,
         parts if state is None else state.lse,
         parts if state is None else state.ref_lse,
         parts,
-        *models.numbers,
-        tokens,
+        *operands.numbers,
+        operands.tokens,
         columns,
         *orders,
-        *models.flags,
+        *operands.flags,
         rows.temperature is not None,
         state is not None,
         kept,
-        models.bulk,
-        cut.rows,
-        cut.columns,
-        cut.depth,
-        cut.tiles,
-        cut.panel,
-        num_warps=cut.warps,
-        num_stages=cut.stages,
+        operands.cut.tiles,
+        **operands.constants,
     )
     return parts
 
@@ -185,11 +118,11 @@ def _forward_kernel(
     HAS_TEMPERATURE: tl.constexpr,
     IS_MIXTURE: tl.constexpr,
     KEPT: tl.constexpr,
+    TILES: tl.constexpr,
     BULK: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     DEPTH: tl.constexpr,
-    TILES: tl.constexpr,
     PANEL: tl.constexpr,
 ):
     rows = tl.load(count)
@@ -200,12 +133,7 @@ def _forward_kernel(
         block, group = block_and_group(item, blocks, groups, PANEL)
         row, start = block * ROWS, group * COLUMNS * TILES
         stop = tl.minimum(start + COLUMNS * TILES, columns)
-        r = row + tl.arange(0, ROWS)
-        is_row = r < rows
-        own = tl.load(ids + r, mask=is_row, other=-1)
-        heat = tl.full([ROWS], 1.0, tl.float32)
-        if HAS_TEMPERATURE:
-            heat = tl.load(temperature + r, mask=is_row, other=1.0)
+        r, is_row, own, heat = rows_of_block(row, rows, ids, temperature, ROWS, HAS_TEMPERATURE)
         sums = no_pair_sums(ROWS)
         own_part, ref_part = tl.zeros([ROWS], tl.float32), tl.zeros([ROWS], tl.float32)
         mass, ref_mass = own_part, own_part

@@ -10,20 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rlloss_kernels.gpu.functions import loaded, store
 from rlloss_kernels.gpu.pair import (
     Kept,
     Terms,
     absorbed_pair,
     coefficients,
     complete,
-    loaded,
     merged_sums,
     mixture_distances,
     no_pair_sums,
     pair_logit_gradient,
-    store,
 )
-from rlloss_kernels.gpu.rows import Matrix, check_ids
+from rlloss_kernels.gpu.rows import Matrix, check_ids, flat, logits_at, row_at
 from rlloss_kernels.pair import PAIR_SUMS, Orders, PairState
 from rlloss_kernels.shards import Shard, gathered
 
@@ -48,29 +47,32 @@ def forward(
     tokens, device = found.shape[1], logits.device
     if not tokens:
         return
-    both, mask, heat = (Matrix.of(logits), Matrix.of(ref_logits)), _bytes(loss_mask), _flat(temperature)
+    own, ref = Matrix.of(logits), Matrix.of(ref_logits)
     valid = torch.ones((), dtype=torch.int32, device=device)
 
     def sweep(out: Tensor, kept: PairState | None) -> Tensor:
         _forward_kernel[(tokens,)](
-            *_operands(*both),
-            valid if ids is None else ids.flatten(),
-            valid if mask is None else mask,
-            out if heat is None else heat,
+            *own.operands,
+            *ref.operands,
+            flat(ids, valid),
+            flat(loss_mask, valid),
+            flat(temperature, out),
             out if kept is None else kept.lse,
             out if kept is None else kept.ref_lse,
             out,
             valid,
-            *_strides(*both),
+            *own.strides,
+            *ref.strides,
             tokens,
             columns,
             shard.first,
             shard.total,
             *orders,
-            *_flags(*both),
+            own.has_place,
+            ref.has_place,
             ids is not None,
-            mask is not None,
-            heat is not None,
+            loss_mask is not None,
+            temperature is not None,
             kept is not None,
             Kept.of(wanted),
             BLOCK,
@@ -105,78 +107,39 @@ def backward(
 ) -> Tensor:
     """The gradient of the policy's logits for upstream gradients `grad` [8, N]."""
     result = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    tokens, width, both, heat = grad.shape[1], logits.shape[-1], (Matrix.of(logits), Matrix.of(ref_logits)), None
+    tokens, width, own, ref = grad.shape[1], logits.shape[-1], Matrix.of(logits), Matrix.of(ref_logits)
     if not tokens:
         return result
-    heat, used = _flat(temperature), (grad != 0).any(0)
+    used = (grad != 0).any(0)
     if loss_mask is not None:
         used = used & loss_mask.flatten()
     chunks = triton.cdiv(width, CHUNK)
     _backward_kernel[(tokens * chunks,)](
-        *_operands(*both),
-        used if ids is None else ids.flatten(),
-        used.view(torch.uint8),
-        state if heat is None else heat,
-        coefficients(grad, state, heat, wanted, orders),
+        *own.operands,
+        *ref.operands,
+        flat(ids, state),
+        flat(used, state),
+        flat(temperature, state),
+        coefficients(grad, state, temperature, wanted, orders),
         result,
-        *_strides(*both),
+        *own.strides,
+        *ref.strides,
         tokens,
         columns,
         shard.first,
         width,
         chunks,
         *orders,
-        *_flags(*both),
+        own.has_place,
+        ref.has_place,
         ids is not None,
-        heat is not None,
+        temperature is not None,
         Terms.of(wanted),
         BLOCK,
         CHUNK,
         num_warps=8,
     )
     return result
-
-
-def _flat(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.flatten()
-
-
-def _bytes(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.flatten().view(torch.uint8)
-
-
-def _operands(*matrices: Matrix) -> list[Tensor]:
-    return [x for m in matrices for x in (m.data, m.data if m.place is None else m.place)]
-
-
-def _strides(*matrices: Matrix) -> list[int]:
-    return [x for m in matrices for x in (m.stride, m.step)]
-
-
-def _flags(*matrices: Matrix) -> list[bool]:
-    return [m.place is not None for m in matrices]
-
-
-@triton.jit
-def _row(matrix, place, stride, i, HAS_PLACE: tl.constexpr):
-    """Where the logits of token i begin."""
-    at = i
-    if HAS_PLACE:
-        at = tl.load(place + i)
-    return matrix + at * stride
-
-
-@triton.jit
-def _logits(row, step, c, columns, heat, HAS_TEMPERATURE: tl.constexpr, IS_WHOLE: tl.constexpr):
-    """Those of the columns `c` [1, C]; -inf past the last one, unless the tile is whole."""
-    place = row + c.to(tl.int64) * step
-    if IS_WHOLE:  # without a mask a thread loads 16 bytes at a time
-        z = tl.load(place).to(tl.float32)
-    else:
-        z = tl.load(place, mask=c < columns, other=-float("inf")).to(tl.float32)
-    if HAS_TEMPERATURE:
-        z = z / heat
-    return z
 
 
 @triton.jit(do_not_specialize=["tokens", "first", "total"])
@@ -222,8 +185,8 @@ def _forward_kernel(
             if (own < 0) | (own >= total):
                 tl.store(valid, 0)
             own -= first
-        row = _row(logits, place, stride, i, HAS_PLACE)
-        ref_row = _row(ref_logits, ref_place, ref_stride, i, HAS_REF_PLACE)
+        row = row_at(logits, place, stride, i, HAS_PLACE)
+        ref_row = row_at(ref_logits, ref_place, ref_stride, i, HAS_REF_PLACE)
         heat = 1.0
         if HAS_TEMPERATURE:
             heat = tl.load(temperature + i)
@@ -235,15 +198,15 @@ def _forward_kernel(
             own_part, ref_part = tl.zeros([1], tl.float32), tl.zeros([1], tl.float32)
             for start in range(0, whole, BLOCK):
                 c = start + tl.arange(0, BLOCK)[None, :]
-                s = _logits(row, step, c, columns, heat, HAS_TEMPERATURE, True)
-                u = _logits(ref_row, ref_step, c, columns, heat, HAS_TEMPERATURE, True)
+                s = logits_at(row, step, c, columns, heat, HAS_TEMPERATURE, True)
+                u = logits_at(ref_row, ref_step, c, columns, heat, HAS_TEMPERATURE, True)
                 more, ref_more = mixture_distances(s, u, c >= 0, mass, ref_mass, beta)
                 own_part += more
                 ref_part += ref_more
             if whole < columns:
                 c = whole + tl.arange(0, BLOCK)[None, :]
-                s = _logits(row, step, c, columns, heat, HAS_TEMPERATURE, False)
-                u = _logits(ref_row, ref_step, c, columns, heat, HAS_TEMPERATURE, False)
+                s = logits_at(row, step, c, columns, heat, HAS_TEMPERATURE, False)
+                u = logits_at(ref_row, ref_step, c, columns, heat, HAS_TEMPERATURE, False)
                 more, ref_more = mixture_distances(s, u, c < columns, mass, ref_mass, beta)
                 own_part += more
                 ref_part += ref_more
@@ -252,13 +215,13 @@ def _forward_kernel(
             sums = no_pair_sums(1)
             for start in range(0, whole, BLOCK):
                 c = start + tl.arange(0, BLOCK)[None, :]
-                s = _logits(row, step, c, columns, heat, HAS_TEMPERATURE, True)
-                u = _logits(ref_row, ref_step, c, columns, heat, HAS_TEMPERATURE, True)
+                s = logits_at(row, step, c, columns, heat, HAS_TEMPERATURE, True)
+                u = logits_at(ref_row, ref_step, c, columns, heat, HAS_TEMPERATURE, True)
                 sums = absorbed_pair(s, u, c >= 0, c == own, alpha, sums, KEPT)
             if whole < columns:
                 c = whole + tl.arange(0, BLOCK)[None, :]
-                s = _logits(row, step, c, columns, heat, HAS_TEMPERATURE, False)
-                u = _logits(ref_row, ref_step, c, columns, heat, HAS_TEMPERATURE, False)
+                s = logits_at(row, step, c, columns, heat, HAS_TEMPERATURE, False)
+                u = logits_at(ref_row, ref_step, c, columns, heat, HAS_TEMPERATURE, False)
                 sums = absorbed_pair(s, u, c < columns, c == own, alpha, sums, KEPT)
             store(out + at, n, at >= 0, sums, 12)
 
@@ -301,8 +264,8 @@ def _backward_kernel(
         own = -1
         if HAS_IDS:
             own = tl.load(ids + i) - first
-        row = _row(logits, place, stride, i, HAS_PLACE)
-        ref_row = _row(ref_logits, ref_place, ref_stride, i, HAS_REF_PLACE)
+        row = row_at(logits, place, stride, i, HAS_PLACE)
+        ref_row = row_at(ref_logits, ref_place, ref_stride, i, HAS_REF_PLACE)
         heat = 1.0
         if HAS_TEMPERATURE:
             heat = tl.load(temperature + i)
@@ -310,8 +273,8 @@ def _backward_kernel(
         numbers = loaded(found + at, tl.zeros([], tl.int64) + tokens, at >= 0, 10)
         for start in range(start_of_chunk, last, BLOCK):
             c = start + tl.arange(0, BLOCK)[None, :]
-            s = _logits(row, step, c, columns, heat, HAS_TEMPERATURE, False)
-            u = _logits(ref_row, ref_step, c, columns, heat, HAS_TEMPERATURE, False)
+            s = logits_at(row, step, c, columns, heat, HAS_TEMPERATURE, False)
+            u = logits_at(ref_row, ref_step, c, columns, heat, HAS_TEMPERATURE, False)
             dz = pair_logit_gradient(s, u, c == own, alpha, beta, numbers, TERMS)
             tl.store(out + c, tl.where(c < columns, dz, 0.0), mask=c < last)
     else:

@@ -1,4 +1,4 @@
-"""Tiles of logits for Triton kernels: the product, what follows it, and the order in which programs take them."""
+"""Tiles of logits for Triton kernels: the product, its rows, what follows it, and in which order programs take them."""
 
 import triton
 import triton.language as tl
@@ -75,6 +75,17 @@ def finished(
     if HAS_TEMPERATURE:
         z = z / heat[:, None]
     return z, slope
+
+
+@triton.jit
+def rows_of_block(row, rows, ids, temperature, ROWS: tl.constexpr, HAS_TEMPERATURE: tl.constexpr):
+    """The numbers of the rows from `row` on, whether they are among the first `rows`, their ids and temperatures."""
+    r = row + tl.arange(0, ROWS)
+    is_row = r < rows
+    heat = tl.full([ROWS], 1.0, tl.float32)
+    if HAS_TEMPERATURE:
+        heat = tl.load(temperature + r, mask=is_row, other=1.0)
+    return r, is_row, tl.load(ids + r, mask=is_row, other=-1), heat
 
 
 @triton.jit

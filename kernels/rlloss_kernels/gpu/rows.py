@@ -1,4 +1,4 @@
-"""Which rows count, found on the device: nobody waits for their number.
+"""Where rows lie, and which of them count: found on the device, so that nobody waits for their number.
 
 Kernels launch for as many rows as there may be, read how many there are, and leave.
 """
@@ -23,6 +23,11 @@ class ActiveRows(NamedTuple):
     ids: Tensor
     temperature: Tensor | None
 
+    @property
+    def operands(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Ids, temperatures and their number, as kernels take them."""
+        return self.ids, flat(self.temperature, self.ids), self.number
+
 
 class Matrix(NamedTuple):
     """Vectors [*tokens, D] as rows of memory: that of token i begins `place[i]`, or i, strides after the first."""
@@ -42,6 +47,28 @@ class Matrix(NamedTuple):
             rows = Rows(x)
             return cls(rows.matrix, rows.place, rows.matrix.stride(0), rows.matrix.stride(1))
 
+    @property
+    def operands(self) -> tuple[Tensor, Tensor]:
+        """Data and places, as kernels take them."""
+        return self.data, flat(self.place, self.data)
+
+    @property
+    def strides(self) -> tuple[int, int]:
+        """From one vector to the next, and from one of its elements to the next."""
+        return self.stride, self.step
+
+    @property
+    def has_place(self) -> bool:
+        """Whether vectors lie elsewhere than one stride after the other."""
+        return self.place is not None
+
+
+def flat(x: Tensor | None, instead: Tensor) -> Tensor:
+    """The elements of `x`, those of a mask as bytes; a kernel has to be given a tensor `instead` of none."""
+    if x is None:
+        return instead
+    return x.flatten().view(torch.uint8) if x.dtype is torch.bool else x.flatten()
+
 
 def active_rows(
     ids: Tensor,
@@ -57,26 +84,26 @@ def active_rows(
     Their ids are counted from `first` on, the first column of a shard, and may lie outside of it. An id outside of the
     whole vocabulary fails an assertion on the device, as in PyTorch's own losses.
     """
-    tokens, flat = ids.numel(), ids.flatten()
+    tokens, ids = ids.numel(), ids.flatten()
     positions = torch.empty(tokens, dtype=torch.int64, device=ids.device)
     numbers = torch.empty(2, dtype=torch.int32, device=ids.device)
-    own_ids = torch.empty_like(flat)
-    cooled = None if temperature is None else temperature.flatten()
-    own_temperature = None if cooled is None else torch.empty_like(cooled)
+    own_ids = torch.empty_like(ids)
+    heat = flat(temperature, ids)
+    own_temperature = None if temperature is None else torch.empty_like(heat)
     _active_kernel[(1,)](
-        flat,
-        flat if loss_mask is None else loss_mask.flatten().view(torch.uint8),
-        flat if cooled is None else cooled,
-        flat if grad is None else grad,
+        ids,
+        flat(loss_mask, ids),
+        heat,
+        ids if grad is None else grad,
         numbers,
         positions,
         own_ids,
-        flat if own_temperature is None else own_temperature,
+        ids if own_temperature is None else own_temperature,
         tokens,
         vocabulary,
         first,
         loss_mask is not None,
-        cooled is not None,
+        temperature is not None,
         0 if grad is None else len(grad),
         _BLOCK,
     )
@@ -124,23 +151,52 @@ class HostCount:
         return make(shape, dtype=dtype, device=device)
 
 
-def compacted(matrix: Matrix, rows: ActiveRows, width: int) -> Tensor:
-    """The vectors of the active rows, one after the other."""
-    out = torch.empty((len(rows.positions), width), dtype=matrix.data.dtype, device=matrix.data.device)
+def compacted(x: Tensor, rows: ActiveRows) -> Tensor:
+    """The vectors [N, D] of the active rows of `x` [*tokens, D], one after the other."""
+    matrix, width = Matrix.of(x), x.shape[-1]
+    out = torch.empty((len(rows.positions), width), dtype=x.dtype, device=x.device)
     if out.numel():
         _gather_kernel[(len(out),)](
-            matrix.data,
-            rows.positions if matrix.place is None else matrix.place,
+            *matrix.operands,
             rows.positions,
             rows.number,
             out,
-            matrix.stride,
-            matrix.step,
+            *matrix.strides,
             width,
-            matrix.place is not None,
+            matrix.has_place,
             _BLOCK,
         )
     return out
+
+
+def contiguous_rows(x: Tensor, rows: ActiveRows, are_all: bool) -> Tensor:
+    """The same: the tensor itself where all are active and its rows are regular."""
+    matrix = Matrix.of(x)
+    if are_all and not matrix.has_place and matrix.step == 1:
+        return x.view(-1, x.shape[-1])
+    return compacted(x, rows)
+
+
+@triton.jit
+def row_at(matrix, place, stride, i, HAS_PLACE: tl.constexpr):
+    """Where the vector of token i begins."""
+    at = i
+    if HAS_PLACE:
+        at = tl.load(place + i)
+    return matrix + at * stride
+
+
+@triton.jit
+def logits_at(row, step, c, columns, heat, HAS_TEMPERATURE: tl.constexpr, IS_WHOLE: tl.constexpr):
+    """Those of a row's columns `c` [1, C]; -inf past the last one, unless the tile is whole."""
+    place = row + c.to(tl.int64) * step
+    if IS_WHOLE:  # without a mask a thread loads 16 bytes at a time
+        z = tl.load(place).to(tl.float32)
+    else:
+        z = tl.load(place, mask=c < columns, other=-float("inf")).to(tl.float32)
+    if HAS_TEMPERATURE:
+        z = z / heat
+    return z
 
 
 @triton.jit(do_not_specialize=["tokens", "vocabulary", "first"])
@@ -193,10 +249,8 @@ def _gather_kernel(
 ):
     r = tl.program_id(0).to(tl.int64)
     if r < tl.load(count):
-        at = tl.load(positions + r)
-        if HAS_PLACE:
-            at = tl.load(place + at)
+        row = row_at(source, place, stride, tl.load(positions + r), HAS_PLACE)
         for start in range(0, width, BLOCK):
             k = start + tl.arange(0, BLOCK)
-            x = tl.load(source + at * stride + k.to(tl.int64) * step, mask=k < width)
+            x = tl.load(row + k.to(tl.int64) * step, mask=k < width)
             tl.store(out + r * width + k, x, mask=k < width)

@@ -89,19 +89,9 @@ def joined(a, b):
 
 
 @triton.jit
-def closed(
-    shift,
-    target,
-    mass,
-    moment,
-    square,
-    total,
-    vocabulary,
-    ENTROPY: tl.constexpr,
-    SQUARE: tl.constexpr,
-    TOTAL: tl.constexpr,
-):
-    """The State (log_mass, x, spread, concentration) beside the shift, and the five statistics."""
+def closed(sums, vocabulary, ENTROPY: tl.constexpr, SQUARE: tl.constexpr, TOTAL: tl.constexpr):
+    """The State and then the five statistics."""
+    shift, target, mass, moment, square, total = sums
     log_mass = tl.log(mass)
     x = (shift - target) + log_mass
     x = tl.where(target == INF, float("nan"), x)  # as log_softmax answers a logit of +inf
@@ -117,7 +107,7 @@ def closed(
     if TOTAL:
         mean_logprob = total / vocabulary - logaddexp(log_mass + (shift - base(shift)), target - base(shift))
     logsumexp = logaddexp(shift + log_mass, target)
-    return log_mass, x, spread, concentration, -softplus(x), entropy, logsumexp, sum_p2, mean_logprob
+    return shift, log_mass, x, spread, concentration, -softplus(x), entropy, logsumexp, sum_p2, mean_logprob
 
 
 @triton.jit
@@ -135,26 +125,13 @@ def sum_p2_of(x, concentration):
 
 
 @triton.jit
-def coefficients(
-    log_mass,
-    x,
-    spread,
-    concentration,
-    g_logp,
-    g_entropy,
-    g_logsumexp,
-    g_sum_p2,
-    g_mean,
-    vocabulary,
-    factor,
-    ENTROPY: tl.constexpr,
-    SQUARE: tl.constexpr,
-    TOTAL: tl.constexpr,
-):
-    """(scale, slope, square, uniform, target) of the gradient of a row's logits, all times `factor`.
+def coefficients(state, grad, vocabulary, factor, ENTROPY: tl.constexpr, SQUARE: tl.constexpr, TOTAL: tl.constexpr):
+    """(shift, scale, slope, square, uniform, target) of a row, for the gradient of its logits times `factor`.
 
     dz_v = w (scale + slope u + square w) + uniform with u = log2(e) (z - shift) and w = 2^u; at the target, `target`.
     """
+    shift, log_mass, x, spread, concentration = state
+    g_logp, g_entropy, g_logsumexp, g_sum_p2, g_mean = grad
     p, q = sigmoid(-x), sigmoid(x)
     alone = log_mass == -INF
     log_k = tl.where(alone, 0.0, -log_mass - softplus(-x))  # p_v = k w_v for the others
@@ -176,24 +153,13 @@ def coefficients(
         target += g_mean * (1.0 / vocabulary - p)
         uniform = factor * g_mean / vocabulary
     target = tl.where(x == INF, 0.0, target)  # a forbidden target learns nothing
-    return factor * k * a, slope, square, uniform, factor * target
+    return shift, factor * k * a, slope, square, uniform, factor * target
 
 
 @triton.jit
-def logit_gradient(
-    z,
-    is_target,
-    shift,
-    scale,
-    slope,
-    square,
-    uniform,
-    target,
-    ENTROPY: tl.constexpr,
-    SQUARE: tl.constexpr,
-    TOTAL: tl.constexpr,
-):
+def logit_gradient(z, is_target, row, ENTROPY: tl.constexpr, SQUARE: tl.constexpr, TOTAL: tl.constexpr):
     """The gradient of a tile of logits `z` [R, C], from its rows' coefficients."""
+    shift, scale, slope, square, uniform, target = row
     u = (z - shift[:, None]) * LOG2_E
     w = tl.exp2(u)
     dz = tl.zeros_like(z) + scale[:, None]

@@ -1,0 +1,172 @@
+"""Mutants of generalised advantage estimation and of returns to go."""
+
+MUTANTS = [
+    (
+        "gae",
+        "rlloss/advantages/gae.py",
+        [
+            (
+                "sign",
+                "the next value",
+                "return worth.mul_(gamma).add_(rewards)",
+                "return worth.mul_(-gamma).add_(rewards)",
+            ),
+            (
+                "sign",
+                "the value",
+                "advantages = (returns - values).to(values.dtype)",
+                "advantages = (returns + values).to(values.dtype)",
+            ),
+            (
+                "coefficient",
+                "no gamma at the next value",
+                "return worth.mul_(gamma).add_(rewards)",
+                "return worth.add_(rewards)",
+            ),
+            (
+                "coefficient",
+                "no gamma in the decay",
+                "mask.shape[-1] + 1), gamma * gae_lambda",
+                "mask.shape[-1] + 1), gae_lambda",
+            ),
+            (
+                "coefficient",
+                "no lambda in the decay",
+                "mask.shape[-1] + 1), gamma * gae_lambda",
+                "mask.shape[-1] + 1), gamma",
+            ),
+            (
+                "coefficient",
+                "all of the value, beside the return",
+                "addcmul_(values, 1 - share)",
+                "addcmul_(values, torch.ones_like(share))",
+            ),
+            (
+                "coefficient",
+                "all of the reward, beside the value",
+                "addcmul_(rewards, share)",
+                "addcmul_(rewards, torch.ones_like(share))",
+            ),
+            (
+                "swap",
+                "the shares of value and return",
+                ".addcmul_(values, 1 - share).addcmul_(rewards, share)",
+                ".addcmul_(values, share).addcmul_(rewards, 1 - share)",
+            ),
+            ("swap", "advantages and returns", "return advantages, returns", "return returns, advantages"),
+            ("swap", "rewards and values", "rewards, values = zero_masked(", "values, rewards = zero_masked("),
+            (
+                "swap",
+                "the critic has the policy's lambda",
+                "returns = returns_by(value_lambda)",
+                "returns = returns_by(gae_lambda)",
+            ),
+            (
+                "swap",
+                "the policy has the critic's lambda",
+                "returns = returns_by(gae_lambda)\n    advantages",
+                "returns = returns_by(gae_lambda if value_lambda is None else value_lambda)\n    advantages",
+            ),
+            (
+                "unit",
+                "the returns are the advantages",
+                "zero_masked(mask, advantages, returns.to(values.dtype))",
+                "zero_masked(mask, advantages, (returns - values).to(values.dtype))",
+            ),
+            ("mask", "a masked gap discounts", "torch.where(mask, discount, decay[..., :-1])", "discount"),
+            (
+                "mask",
+                "a masked gap cuts the sum",
+                "torch.where(mask, discount, decay[..., :-1])",
+                "torch.where(mask, discount, 0 * decay[..., :-1])",
+            ),
+            (
+                "mask",
+                "what is masked is seen",
+                "rewards, values = zero_masked(mask, rewards.detach(), values.detach())",
+                "rewards, values = rewards.detach(), values.detach()",
+            ),
+            (
+                "mask",
+                "masked advantages are filled",
+                "advantages, returns = zero_masked(mask, advantages, returns.to(values.dtype))",
+                "returns = returns.to(values.dtype)",
+            ),
+            (
+                "mask",
+                "tokens behind a pack's last boundary count",
+                "mask = within_sequences(loss_mask, cu_seqlens)\n    if not mask.numel():\n"
+                "        return torch.zeros_like(values)",
+                "mask = loss_mask\n    if not mask.numel():\n        return torch.zeros_like(values)",
+            ),
+            ("layout", "a sequence runs into the next", "decay[..., behind] = 0", "pass"),
+            (
+                "layout",
+                "the last value comes from the next sequence",
+                "-1 if cu_seqlens is None else behind - 1].double()",
+                "-1 if cu_seqlens is None else behind.clamp(max=mask.shape[-1] - 1)].double()",
+            ),
+            ("layout", "the token's own worth, not the next one's", "return worth[..., 1:]", "return worth[..., :-1]"),
+            ("layout", "a sequence begins one later", "cu_seqlens[1:].long()", "cu_seqlens[1:].long() - 1"),
+            ("clip", "nothing cuts in a pack", "cuts = cu_seqlens is not None or isinstance", "cuts = isinstance"),
+            (
+                "clip",
+                "lambdas in float32",
+                "to_tokens(lambda_.detach().double(), mask, cu_seqlens)",
+                "to_tokens(lambda_.detach().float(), mask, cu_seqlens)",
+            ),
+            (
+                "default",
+                "a truncated sequence has ended",
+                "if last_value is None else to_tokens(last_value",
+                "if True else to_tokens(last_value",
+            ),
+            ("stop", "values", "values.detach())", "values)"),
+            (
+                "stop",
+                "last_value",
+                "to_tokens(last_value.detach(), mask, cu_seqlens)",
+                "to_tokens(last_value, mask, cu_seqlens)",
+            ),
+            ("stop", "rewards to go", "torch.where(mask, rewards.detach(), 0)", "torch.where(mask, rewards, 0)"),
+            (
+                "coefficient",
+                "returns to go are not discounted",
+                "torch.where(mask, worth * gamma + rewards, 0)",
+                "torch.where(mask, worth + rewards, 0)",
+            ),
+            (
+                "unit",
+                "returns to go without the own reward",
+                "torch.where(mask, worth * gamma + rewards, 0)",
+                "torch.where(mask, worth * gamma, 0)",
+            ),
+            ("coefficient", "alpha is ignored", "1 / (alpha * lengths)", "1 / (0.05 * lengths)"),
+            (
+                "clip",
+                "lambda of a short sequence is negative",
+                "(1 - 1 / (alpha * lengths)).clamp(min=0)",
+                "(1 - 1 / (alpha * lengths))",
+            ),
+            ("default", "alpha is 0.1", "alpha: float = 0.05", "alpha: float = 0.1"),
+            (
+                "default",
+                "gamma is 0.9",
+                "gamma: float = 1.0,\n    *,\n    cu_seqlens: Tensor | None = None,\n    impl",
+                "gamma: float = 0.9,\n    *,\n    cu_seqlens: Tensor | None = None,\n    impl",
+            ),
+        ],
+    ),
+    (
+        "recurrence",
+        "rlloss/advantages/gae.py",
+        [
+            (
+                "swap",
+                "the implementation is not the one asked for",
+                "reverse_recurrence_(decay, worth, cuts=cuts, impl=impl)",
+                "reverse_recurrence_(decay, worth, cuts=cuts)",
+            ),
+        ],
+    ),
+]
