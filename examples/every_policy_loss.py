@@ -37,37 +37,17 @@ class Line(NamedTuple):
     advantages: Callable[..., torch.Tensor] = rlloss.group_advantages
 
 
-LINES = {
+PLAIN = ["clip_cov", "cpgd", "dapo", "decoupled_ppo", "dppo", "gmpo", "grpo", "gspo", "gspo_token"]
+PLAIN += ["kl_cov", "luspo", "m2po", "ppo", "sapo"]
+LINES = {name: Line({}) for name in PLAIN} | {
     "a2c": Line({"entropy_coef": 0.001}, DR_GRPO),
-    "a_star_po": Line({}, DR_GRPO),
     "cispo": Line({"ratio_max": 5.0}),
-    "clip_cov": Line({}),
     "conservative_ppo": Line({"max_kl": 0.05}),
-    "cpgd": Line({}),
-    "dapo": Line({}),
-    "decoupled_ppo": Line({}),
-    "dppo": Line({}),
     "dr_grpo": Line({"max_completion_length": ANSWER_TOKENS}, DR_GRPO),
-    "dro": Line({}, DR_GRPO),
-    "gmpo": Line({}),
-    "gpg": Line({}, DR_GRPO),
-    "grpo": Line({}),
-    "gspo": Line({}),
-    "gspo_token": Line({}),
-    "importance_sampling": Line({}, RLOO),
-    "kimi": Line({}, DR_GRPO),
-    "kl_cov": Line({}),
-    "luspo": Line({}),
-    "m2po": Line({}),
     "opsm": Line({"threshold": 0.01}),
-    "ppo": Line({}),
-    "reinforce": Line({}, RLOO),
-    "rloo": Line({}, RLOO),
-    "sapo": Line({}),
-    "tis": Line({}, RLOO),
-    "topr": Line({}, RLOO),
-    "vespo": Line({}, RLOO),
 }
+LINES |= {name: Line({}, DR_GRPO) for name in ("a_star_po", "dro", "gpg", "kimi")}
+LINES |= {name: Line({}, RLOO) for name in ("importance_sampling", "reinforce", "rloo", "tis", "topr", "vespo")}
 
 
 def main() -> None:

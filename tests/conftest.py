@@ -16,6 +16,7 @@ import torch
 from gpu_builds import compiling
 from loss_cases import CASES, Case
 from torch import Tensor
+from torch._dynamo import trace_rules
 
 if not torch.cuda.is_available():  # the interpreter tests the kernels on the CPU; triton asks once, at its import
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -58,6 +59,8 @@ def triton_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
 
         return made
 
+    # Dynamo lists torch's functions once, by identity: made while these stand in their place, the list lacks them
+    trace_rules.get_torch_obj_rule_map()
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, poisoned(getattr(owner, name)))
     if torch.cuda.is_available():

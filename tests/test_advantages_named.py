@@ -128,6 +128,8 @@ def test_an_option_replaces_a_choice_of_the_paper():
     wide = preset_advantages("grpo", rewards, group_ids, eps=1.0, std="population")
     assert torch.equal(wide, group_advantages(rewards, group_ids, std="population", eps=1.0))
     assert torch.equal(preset_advantages("grpo", rewards, group_ids), group_advantages(rewards, group_ids))
+    centred = preset_advantages("grpo", rewards, group_ids, scale="none")
+    assert torch.equal(centred, group_advantages(rewards, group_ids, "none"))
 
 
 @pytest.mark.unhooked
@@ -342,6 +344,7 @@ def test_a_running_baseline_is_the_mean_of_its_keys_past():
         for reward, key in zip(rewards.tolist(), keys.tolist(), strict=True):
             expected[key] = 0.9 * expected[key] + 0.1 * reward
     assert baseline.baselines.dtype is torch.float64
+    assert RunningBaseline(3)(torch.arange(3)).tolist() == [0.0] * 3
     again = RunningBaseline(3, decay=0.9)
     again.load_state_dict(baseline.state_dict())
     assert torch.equal(again(torch.arange(3)), baseline(torch.arange(3)))

@@ -71,7 +71,7 @@ def group_advantages(
         baselines = baselines.detach().double()
     group, n_less = group_index(group_ids), 1 if std == "sample" else 0
     groups, everyone = Rows(group, valid), Rows(torch.zeros_like(group), valid)
-    reward = torch.where(valid, rewards.detach(), 0).double()
+    reward = rewards.detach().double()
     counts = valid.double() if weights is None else torch.where(valid, weights.detach(), 0).double()
 
     alone = valid & _has_no_peers(groups, counts, baseline, scale)
