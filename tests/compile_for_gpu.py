@@ -107,7 +107,7 @@ def launch_everything(tokens: int, vocabulary: int, temperature: float) -> None:
 def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         sys.exit("TRITON_INTERPRET=1 is in the environment: Triton would interpret the kernels, not compile them")
-    os.nice(19)  # whoever waits for it has other work meanwhile
+    os.nice(19)  # the tests beside it come first
     pretend(int(sys.argv[1]))
     launch_everything(tokens=100, vocabulary=1600, temperature=0.7)
     variants = len(found)

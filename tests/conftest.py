@@ -5,15 +5,12 @@ import os
 import runpy
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from gpu_builds import compiling
 from loss_cases import CASES, Case
 from torch import Tensor
 from torch._dynamo import trace_rules
@@ -22,22 +19,6 @@ if not torch.cuda.is_available():  # the interpreter tests the kernels on the CP
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 AS_ON_A_GPU = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "interpreted.py"))["as_on_a_gpu"]
-
-
-def waits_for_builds(item: pytest.Item) -> bool:
-    return item.path.name == "test_gpu_compile.py"
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for other processes comes last."""
-    items.sort(key=waits_for_builds)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def builds(request: pytest.FixtureRequest) -> Iterator[dict[str, Popen]]:
-    """Processes that compile the kernels while the tests run, if some wait for them."""
-    with compiling() if any(map(waits_for_builds, request.session.items)) else nullcontext({}) as processes:
-        yield processes
 
 
 @pytest.fixture

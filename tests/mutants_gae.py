@@ -132,14 +132,14 @@ MUTANTS = [
             (
                 "coefficient",
                 "returns to go are not discounted",
-                "torch.where(mask, worth * gamma + rewards, 0)",
+                "torch.where(mask, weighted(worth, share) + rewards, 0)",
                 "torch.where(mask, worth + rewards, 0)",
             ),
             (
                 "unit",
                 "returns to go without the own reward",
-                "torch.where(mask, worth * gamma + rewards, 0)",
-                "torch.where(mask, worth * gamma, 0)",
+                "torch.where(mask, weighted(worth, share) + rewards, 0)",
+                "torch.where(mask, weighted(worth, share), 0)",
             ),
             ("coefficient", "alpha is ignored", "1 / (alpha * lengths)", "1 / (0.05 * lengths)"),
             (

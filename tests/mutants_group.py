@@ -160,8 +160,8 @@ MUTANTS = [
             (
                 "clip",
                 "float32",
-                "reward = torch.where(valid, rewards.detach(), 0).double()",
-                "reward = torch.where(valid, rewards.detach(), 0)",
+                "reward = rewards.detach().double()",
+                "reward = rewards.detach()",
             ),
             (
                 "clip",
@@ -209,8 +209,8 @@ MUTANTS = [
             (
                 "stop",
                 "rewards",
-                "reward = torch.where(valid, rewards.detach(), 0)",
-                "reward = torch.where(valid, rewards, 0)",
+                "reward = rewards.detach().double()",
+                "reward = rewards.double()",
             ),
             ("default", "scale is none", 'scale: Scale = "group"', 'scale: Scale = "none"'),
             (

@@ -208,6 +208,23 @@ def test_one_turn_per_sequence_is_the_advantage_of_the_sequence():
     torch.testing.assert_close(advantages, rlloss.to_tokens(expected, mask) * mask, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_turn_without_a_reward_is_nobodys_peer_and_leaves_turns_alone_that_do_not_look_ahead(packed):
+    rewards = torch.tensor([[1.0, 0.0, math.nan, 4.0], [0.0, 2.0, 3.0, 0.0], [5.0, 0.0, 1.0, 1.0]]).double()
+    turn_ids, mask = torch.tensor([[0, 0, 1, 2]] * 3), torch.ones(3, 4).bool()
+    expected = torch.tensor([[-5 / 3, -5 / 3, 0.0, 3.0], [-2 / 3, -2 / 3, 0.75, -1.0], [7 / 3, 7 / 3, -0.75, -2 / 3]])
+    expected[:, 3] = torch.tensor([4.0, 0.0, 1.0]) - 5 / 3
+    expected[:, 2] = torch.tensor([0.0, 1.0, -1.0])
+    inputs = [x.flatten() if packed else x for x in (rewards, turn_ids, mask)]
+    layout: dict[str, Any] = {"cu_seqlens": 4 * torch.arange(4)} if packed else {}
+    actual = turn_advantages(*inputs, torch.zeros(3).long(), 0.0, scale="none", **layout)
+    torch.testing.assert_close(actual.view(3, 4), expected.double())
+    # what looks ahead to it is not known either
+    ahead = turn_advantages(*inputs, torch.zeros(3).long(), 1.0, scale="none", **layout).view(3, 4)
+    assert ahead[0].tolist() == [0.0, 0.0, 0.0, pytest.approx(4.0 - 5 / 3)]
+    assert ahead[1:, 0].tolist() == [-1.0, 1.0]
+
+
 # all of them
 
 

@@ -1,14 +1,68 @@
 """Every Triton kernel compiles for GPUs that are not here, and no other length compiles it again."""
 
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
 import pytest
-from gpu_builds import BUILDS, OTHER, built
+
+OTHER = os.environ.get("OTHER_TRITON")  # a folder with another version, for `pip install --target`
+BUILDS = {
+    f"sm_{capability}, {'the other' if other else 'this'} triton": (capability, other)
+    for capability in (80, 90)
+    for other in (False, True)
+}
+
+
+def started(capability, other):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    if other:
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, (OTHER, os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, str(Path(__file__).with_name("compile_for_gpu.py")), str(capability)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def running():
+    """A process for every build; all compile while one is waited for."""
+    with ExitStack() as stack:
+        processes = {}
+        for name, (capability, other) in BUILDS.items():
+            if OTHER or not other:
+                processes[name] = stack.enter_context(started(capability, other))
+                stack.callback(processes[name].kill)
+        yield processes
+
+
+class Build(NamedTuple):
+    capability: int
+    about: dict
+    again: dict  # how often another length compiled
+    variants: list[dict]
+
+
+@cache
+def output(process):
+    return process.communicate()
+
+
+def finished(name, process):
+    printed, errors = output(process)
+    assert process.returncode == 0, errors[-3000:]
+    about, again, *variants = map(json.loads, printed.splitlines())
+    return Build(BUILDS[name][0], about, again, variants)
 
 
 @pytest.fixture(params=BUILDS)
-def build(request, builds):
-    if request.param not in builds:
+def build(request, running):
+    if request.param not in running:
         pytest.skip("OTHER_TRITON names no folder")
-    return built(request.param, builds[request.param])
+    return finished(request.param, running[request.param])
 
 
 def test_every_kernel_compiles(build):
@@ -34,7 +88,6 @@ def test_hardly_any_register_is_spilled(build):
 
 
 @pytest.mark.skipif(OTHER is None, reason="OTHER_TRITON names no folder")
-@pytest.mark.parametrize("capability", [80, 90])
-def test_the_other_triton_is_another(capability, builds):
-    this, other = (f"sm_{capability}, {which} triton" for which in ("this", "the other"))
-    assert built(this, builds[this]).about["triton"] != built(other, builds[other]).about["triton"]
+def test_the_other_triton_is_another(running):
+    this, other = (finished(name, running[name]) for name in BUILDS if name.startswith("sm_90"))
+    assert this.about["triton"] != other.about["triton"]

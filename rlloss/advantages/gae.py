@@ -7,7 +7,7 @@ from torch import Tensor
 from rlloss._checks import check_like, check_range, check_tokens_layout
 from rlloss._scoring import check_impl
 from rlloss._typing import Bool, Float
-from rlloss.reduce import sequence_lengths, to_tokens, within_sequences, zero_masked
+from rlloss.reduce import sequence_lengths, to_tokens, weighted, within_sequences, zero_masked
 
 __all__ = ["gae", "length_adaptive_lambda", "returns_to_go"]
 
@@ -131,7 +131,8 @@ def sums_to_go(rewards: Tensor, gamma: float | Tensor, mask: Tensor, cu_seqlens:
     rewards = torch.where(mask, rewards.detach(), 0)
     no_value = torch.zeros_like(rewards)
     worth = _worth_behind(rewards, no_value, mask, no_value.new_zeros(()), gamma, 1.0, cu_seqlens, impl)
-    return torch.where(mask, worth * gamma + rewards, 0)
+    share = gamma if isinstance(gamma, Tensor) else worth.new_full((), gamma)
+    return torch.where(mask, weighted(worth, share) + rewards, 0)
 
 
 def _worth_behind(
