@@ -262,7 +262,9 @@ class LossOutput(NamedTuple):
 def combine(**terms: LossOutput) -> LossOutput:
     """The sum of losses over different sets of tokens, each with its own normaliser.
 
-    Metrics keep their term's name: `combine(policy=a, nll=0.1 * b).metrics["nll/..."]`.
+    Metrics keep their term's name: `combine(policy=a, nll=0.1 * b).metrics["nll/..."]`. VAPO's imitation of its own
+    right answers, https://arxiv.org/abs/2504.05118, is such a sum; `b` is the SFT loss of rows that earned a reward,
+    `SFTLoss()(logprobs, loss_mask & is_right[:, None], normalizer=...)`, divided by the count of that mask.
 
     >>> a = LossOutput(torch.tensor(1.0), {"x": Max(torch.tensor(2.0))})
     >>> total = combine(policy=a, nll=0.5 * a)

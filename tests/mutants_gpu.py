@@ -200,6 +200,12 @@ GRADIENT_PRODUCTS = [
         "            self.d_weight[head.vocabulary :] = 0\n",
         "            pass\n",
     ),
+    (
+        "layout",
+        "rows of the weight where nothing counts",
+        "            self.d_weight[column : column + width] = 0\n",
+        "            pass\n",
+    ),
 ]
 
 FROZEN = [

@@ -204,6 +204,14 @@ PAIR_GRADIENT = [
         "(tl.zeros([], tl.int64) + block) * bias_stride",
         "bias_stride * 0",
     ),
+    ("swap", "targets are counted from 0 in every range", "place = own - first", "place = own"),
+    (
+        "layout",
+        "every range has the first one's logits",
+        "block * ROWS, first + group * COLUMNS",
+        "block * ROWS, group * COLUMNS",
+    ),
+    ("layout", "every range has the first one's biases", "c = first + inside", "c = inside"),
 ]
 
 MUTANTS = [

@@ -164,13 +164,3 @@ def test_verls_topr_has_another_ratio_for_more_than_one_token():
     (theirs, slope), (ours, our_slope) = both(verl_topr, TOPRLoss(), logprobs, old, advantages, single)
     torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(our_slope, slope, rtol=1e-6, atol=1e-9)
-
-
-def test_trls_own_kernel_is_ours():
-    trainer: Any = pytest.importorskip("trl.trainer.grpo_trainer").GRPOTrainer
-    logprobs, old, advantages, mask = batch(0)
-    phi = trainer.get_gamma_weights(advantages[:, None], logprobs - old, mask, importance_sampling_ratio=None)
-    leaf = logprobs.clone().requires_grad_()
-    VESPOLoss()(leaf, old, advantages, mask, normalizer=1).loss.backward()
-    expected = -phi * advantages[:, None] * mask
-    torch.testing.assert_close(leaf.grad, expected, rtol=1e-6, atol=1e-9)

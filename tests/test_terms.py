@@ -1,5 +1,7 @@
 """The terms beside a policy's surrogate: an exact KL, and an entropy bonus with a coefficient that moves."""
 
+import math
+
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
@@ -32,6 +34,36 @@ def test_the_hinge_takes_an_exact_kl_too():
     assert float(out.metrics["kl_penalty"]) == pytest.approx(2.0 * (0.5 - 0.1) ** 2)
     with pytest.raises(ValueError, match="kl='exact' needs ref_kl, got None"):
         loss_fn(L, L, ADVANTAGES, MASK)
+
+
+def test_vapo_imitates_right_answers_by_a_mean_over_their_own_tokens():
+    # L_PPO + 0.1 L_NLL, of which the second divides by the tokens of the right answers alone
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-0.5, -4.0, 9.0], [-0.2, 9.0, 9.0]], dtype=torch.float64)
+    mask = torch.tensor([[True, True, True], [True, True, False], [True, False, False]])
+    old, advantages = logprobs - 0.1, torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)
+    is_right = torch.tensor([True, False, True])
+
+    def vapo(rows, normalizer, right_normalizer):
+        inputs = leaf[rows], old[rows], advantages[rows], mask[rows]
+        policy = PPOLoss(clip_eps_high=0.28)(*inputs, normalizer=normalizer)
+        nll = rlloss.SFTLoss()(leaf[rows], mask[rows] & is_right[rows][:, None], normalizer=right_normalizer)
+        return rlloss.combine(policy=policy, nll=0.1 * nll)
+
+    def counts(rows):
+        return rlloss.count(mask[rows]), rlloss.count(mask[rows] & is_right[rows][:, None])
+
+    leaf = logprobs.clone().requires_grad_()
+    whole = vapo(slice(None), *counts(slice(None)))
+    (slope,) = torch.autograd.grad(whole.loss, leaf)
+    surrogate = -math.exp(0.1) * advantages[:, None] * mask / 6  # the ratio is within the clip's room
+    expected = surrogate - 0.1 * (mask & is_right[:, None]).double() / 4
+    torch.testing.assert_close(slope, expected, rtol=1e-12, atol=0)
+    assert float(whole.metrics["nll/nll"]) == pytest.approx((1 + 2 + 3 + 0.2) / 4)
+    # in micro-batches, one of which has no right answer
+    normalizers = [sum(parts) for parts in zip(*(counts([i]) for i in range(3)), strict=True)]
+    parts = torch.stack([vapo([i], *normalizers).loss for i in range(3)]).sum()
+    torch.testing.assert_close(parts, whole.loss, rtol=1e-12, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(parts, leaf)[0], slope, rtol=1e-12, atol=0)
 
 
 @pytest.mark.unhooked
