@@ -41,12 +41,14 @@ PLAIN = ["clip_cov", "cpgd", "dapo", "decoupled_ppo", "dppo", "gmpo", "grpo", "g
 PLAIN += ["kl_cov", "luspo", "m2po", "ppo", "sapo"]
 LINES = {name: Line({}) for name in PLAIN} | {
     "a2c": Line({"entropy_coef": 0.001}, DR_GRPO),
+    "a_star_po": Line({"beta": 0.05}, DR_GRPO),
     "cispo": Line({"ratio_max": 5.0}),
     "conservative_ppo": Line({"max_kl": 0.05}),
     "dr_grpo": Line({"max_completion_length": ANSWER_TOKENS}, DR_GRPO),
+    "dro": Line({"tau": 0.1}, DR_GRPO),
     "opsm": Line({"threshold": 0.01}),
 }
-LINES |= {name: Line({}, DR_GRPO) for name in ("a_star_po", "dro", "gpg", "kimi")}
+LINES |= {name: Line({}, DR_GRPO) for name in ("gpg", "kimi")}
 LINES |= {name: Line({}, RLOO) for name in ("importance_sampling", "reinforce", "rloo", "tis", "topr", "vespo")}
 
 

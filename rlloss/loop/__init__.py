@@ -11,6 +11,7 @@ from rlloss.loop.online import evaluate_online, rollout, train_online
 from rlloss.loop.peft import WithoutAdapters
 from rlloss.loop.preferences import dialogue_rows, preference_rows, without_ties
 from rlloss.loop.reference_cache import with_ref_logprobs
+from rlloss.loop.reference_mix import ReferenceMix
 from rlloss.loop.report import RunLog, before_after_table, read_metrics
 from rlloss.loop.rewards import Rewards
 from rlloss.loop.rows import load_rows
@@ -27,6 +28,7 @@ __all__ = [
     "Labelled",
     "Pair",
     "Prompt",
+    "ReferenceMix",
     "Rewards",
     "RunLog",
     "Session",

@@ -109,6 +109,11 @@ def _rows(example: Example) -> list[Tokens]:
 
 def _ref_logprobs(session: Session, rows: Sequence[Tokens], batch: Batch) -> Tensor:
     cached = ref_logprobs_of(rows, batch)
+    if cached is not None and "reference" in session.tracked:
+        raise ValueError(
+            "offline_batch: the examples carry log-probs of a reference that reference_mix moves; train on examples "
+            "without them"
+        )
     return session.logprobs(batch, reference=True) if cached is None else cached
 
 

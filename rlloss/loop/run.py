@@ -8,6 +8,7 @@ import torch
 
 from rlloss._checks import check_count
 from rlloss.loop.checkpoint import has_checkpoint
+from rlloss.loop.reference_mix import ReferenceMix
 from rlloss.loop.report import RunLog
 from rlloss.loop.session import Session
 
@@ -24,6 +25,7 @@ class RunOptions(TypedDict, total=False):
     evaluate: A function of the session; its numbers join those of every `evaluate_every`-th step and of the last.
     resume: Continues from the folder's checkpoint, bit for bit, where there is one.
     until: Ends the run early, after the first step for whose numbers it is true.
+    reference_mix: Moves the session's reference to the policy every few steps.
     progress: Shows a bar.
     """
 
@@ -33,6 +35,7 @@ class RunOptions(TypedDict, total=False):
     save_every: int | None
     resume: bool
     until: Callable[[Mapping[str, float]], bool] | None
+    reference_mix: ReferenceMix | None
     progress: bool
 
 
@@ -47,6 +50,7 @@ def run_steps(
     save_every: int | None = None,
     resume: bool = False,
     until: Callable[[Mapping[str, float]], bool] | None = None,
+    reference_mix: ReferenceMix | None = None,
     progress: bool = True,
     bar_keys: Sequence[str] = (),
 ) -> list[dict[str, float]]:
@@ -57,6 +61,8 @@ def run_steps(
             check_count("run_steps", name, every)
     if (resume or save_every) and folder is None:
         raise ValueError("run_steps: resume and save_every need a folder, got None")
+    if reference_mix is not None:
+        reference_mix.begin(session)
     checkpoint = None if folder is None else Path(folder) / "checkpoint"
     first = 0
     if resume and checkpoint is not None and has_checkpoint(checkpoint):
@@ -69,6 +75,8 @@ def run_steps(
     with RunLog(folder, total_steps=steps, progress=progress, bar_keys=bar_keys, resume_from=first) as log:
         for step in range(first, steps):
             numbers = train_step(step)
+            if reference_mix is not None:
+                reference_mix.after(step, session)
             if evaluate is not None and is_due(step, evaluate_every):
                 numbers |= evaluate(session)
             log.log(step, numbers)
