@@ -6,7 +6,7 @@ It shows that a loss trains and does not fall apart; it ranks none, because all 
 
     pip install -c constraints.txt -e ".[examples]" && python examples/every_policy_loss.py
 
-Twenty seconds per loss on two CPU cores, with `--steps 60`.
+A minute per loss on two CPU cores; docs/addition.md has the table.
 """
 
 import argparse
