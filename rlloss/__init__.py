@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rlloss.advantages.gae import gae, length_adaptive_lambda, returns_to_go
 from rlloss.advantages.gdpo import gdpo_advantages
 from rlloss.advantages.group import group_advantages, informative_groups
+from rlloss.advantages.nash_md import nash_md_advantages
 from rlloss.advantages.optimal_value import optimal_value
 from rlloss.advantages.pass_at_k import pass_at_k_advantages
 from rlloss.advantages.presets import list_advantages, preset_advantages
@@ -18,6 +19,7 @@ from rlloss.advantages.running import (
 )
 from rlloss.advantages.running_baseline import RunningBaseline
 from rlloss.advantages.shaping import kl_shaped_rewards, overlong_penalty
+from rlloss.advantages.teacher import distillation_advantages, minillm_advantages
 from rlloss.advantages.tokens import optimal_token_baseline, turn_advantages
 from rlloss.advantages.whiten import whiten
 from rlloss.correction import Correction, importance_correction, top_entropy_correction
@@ -31,26 +33,45 @@ from rlloss.divergence import (
     linear_divergences,
     token_divergences,
 )
+from rlloss.doctor import Diagnosis, Finding, doctor, doctor_rows
+from rlloss.likelihood import LikelihoodLoss
 from rlloss.logprobs import TokenStats, linear_logprobs, sequence_logps, sequence_mean_logps, token_logprobs
 from rlloss.losses.a2c import A2CLoss
 from rlloss.losses.a_star_po import AStarPOLoss
 from rlloss.losses.actor_critic import ActorCriticLoss
+from rlloss.losses.alpha_po import AlphaPOLoss
+from rlloss.losses.aot import AOTLoss
+from rlloss.losses.aot_unpaired import AOTUnpairedLoss
+from rlloss.losses.apo_down import APODownLoss
+from rlloss.losses.apo_zero import APOZeroLoss
+from rlloss.losses.apo_zero_unpaired import APOZeroUnpairedLoss
+from rlloss.losses.bco import BCOLoss
+from rlloss.losses.bco_pair import BCOPairLoss
+from rlloss.losses.beta_dpo import BetaDPOLoss
 from rlloss.losses.bradley_terry import BradleyTerryLoss
+from rlloss.losses.cal_dpo import CalDPOLoss
 from rlloss.losses.cispo import CISPOLoss
 from rlloss.losses.clip_cov import ClipCovLoss
 from rlloss.losses.conservative_ppo import ConservativePPOLoss
 from rlloss.losses.cpgd import CPGDLoss
+from rlloss.losses.cpo import CPOLoss
 from rlloss.losses.dapo import DAPOLoss
+from rlloss.losses.davidson import DavidsonLoss
 from rlloss.losses.decoupled_ppo import DecoupledPPOLoss
+from rlloss.losses.dft import DFTLoss
+from rlloss.losses.discopop import DiscoPOPLoss
+from rlloss.losses.distillation import DistillationLoss
 from rlloss.losses.dpo import DPOLoss
 from rlloss.losses.dppo import DPPOLoss
 from rlloss.losses.dr_grpo import DrGRPOLoss
 from rlloss.losses.dro import DROLoss
+from rlloss.losses.exo import EXOLoss
 from rlloss.losses.gmpo import GMPOLoss
 from rlloss.losses.gpg import GPGLoss
 from rlloss.losses.grpo import GRPOLoss
 from rlloss.losses.gspo import GSPOLoss
 from rlloss.losses.gspo_token import GSPOTokenLoss
+from rlloss.losses.hinge import HingeLoss
 from rlloss.losses.importance_sampling import ImportanceSamplingLoss
 from rlloss.losses.ipo import IPOLoss
 from rlloss.losses.kimi import KimiLoss
@@ -58,17 +79,29 @@ from rlloss.losses.kl_cov import KLCovLoss
 from rlloss.losses.kto import KTOLoss, kto_kl
 from rlloss.losses.luspo import LUSPOLoss
 from rlloss.losses.m2po import M2POLoss
+from rlloss.losses.margin_ranking import MarginRankingLoss
+from rlloss.losses.nca import NCALoss
 from rlloss.losses.opsm import OPSMLoss
+from rlloss.losses.orpo import ORPOLoss
+from rlloss.losses.plackett_luce import PlackettLuceLoss
 from rlloss.losses.ppo import PPOLoss
+from rlloss.losses.process_reward import ProcessRewardLoss
+from rlloss.losses.rao_kupper import RaoKupperLoss
 from rlloss.losses.reinforce import REINFORCELoss
+from rlloss.losses.reward_regression import RewardRegressionLoss
 from rlloss.losses.rloo import RLOOLoss
+from rlloss.losses.robust import RobustDPOLoss
 from rlloss.losses.sapo import SAPOLoss
 from rlloss.losses.sft import SFTLoss
 from rlloss.losses.simpo import SimPOLoss
+from rlloss.losses.sppo import SPPOLoss
+from rlloss.losses.tdpo import TDPOLoss
 from rlloss.losses.tis import TISLoss
 from rlloss.losses.topr import TOPRLoss
+from rlloss.losses.tpo import TPOLoss
 from rlloss.losses.value import ValueLoss
 from rlloss.losses.vespo import VESPOLoss
+from rlloss.losses.xpo import XPOLoss
 from rlloss.models import hidden_logprobs, model_hidden, model_logprobs
 from rlloss.output import (
     EffectiveSampleSize,
@@ -94,6 +127,15 @@ from rlloss.policy_surrogates import (
     WeightedPolicyLoss,
 )
 from rlloss.preference import PreferenceLoss, logistic_loss
+from rlloss.preference_inputs import desensitized_logps, divergence_score, log1mexp, power_score, wpo_weights
+from rlloss.preference_margins import (
+    MarginLoss,
+    MarginOptions,
+    MeanPreferenceLoss,
+    RankedLoss,
+    ReferenceFreeLoss,
+    StepStatisticLoss,
+)
 from rlloss.protocol import Loss
 from rlloss.reduce import (
     Counts,
@@ -110,31 +152,51 @@ from rlloss.reduce import (
 )
 from rlloss.registry import get_loss, list_losses
 from rlloss.scalar import ScalarModel
+from rlloss.scored_pairs import ScoredPairLoss, TiedPairLoss
 from rlloss.surrogate import clipped_surrogate, log_ratios
+from rlloss.top_k import top_k_divergence, top_k_logprobs
+from rlloss.unpaired import UnpairedLoss
 
 __version__ = "0.1.0"
 
 __all__ = [
     # losses
     "A2CLoss",
+    "AOTLoss",
+    "AOTUnpairedLoss",
+    "APODownLoss",
+    "APOZeroLoss",
+    "APOZeroUnpairedLoss",
     "AStarPOLoss",
     "ActorCriticLoss",
+    "AlphaPOLoss",
+    "BCOLoss",
+    "BCOPairLoss",
+    "BetaDPOLoss",
     "BradleyTerryLoss",
     "CISPOLoss",
     "CPGDLoss",
+    "CPOLoss",
+    "CalDPOLoss",
     "ClipCovLoss",
     "ConservativePPOLoss",
     "DAPOLoss",
+    "DFTLoss",
     "DPOLoss",
     "DPPOLoss",
     "DROLoss",
+    "DavidsonLoss",
     "DecoupledPPOLoss",
+    "DiscoPOPLoss",
+    "DistillationLoss",
     "DrGRPOLoss",
+    "EXOLoss",
     "GMPOLoss",
     "GPGLoss",
     "GRPOLoss",
     "GSPOLoss",
     "GSPOTokenLoss",
+    "HingeLoss",
     "IPOLoss",
     "ImportanceSamplingLoss",
     "KLCovLoss",
@@ -142,17 +204,29 @@ __all__ = [
     "KimiLoss",
     "LUSPOLoss",
     "M2POLoss",
+    "MarginRankingLoss",
+    "NCALoss",
     "OPSMLoss",
+    "ORPOLoss",
     "PPOLoss",
+    "PlackettLuceLoss",
+    "ProcessRewardLoss",
     "REINFORCELoss",
     "RLOOLoss",
+    "RaoKupperLoss",
+    "RewardRegressionLoss",
+    "RobustDPOLoss",
     "SAPOLoss",
     "SFTLoss",
+    "SPPOLoss",
     "SimPOLoss",
+    "TDPOLoss",
     "TISLoss",
     "TOPRLoss",
+    "TPOLoss",
     "VESPOLoss",
     "ValueLoss",
+    "XPOLoss",
     "get_loss",
     "kto_kl",
     "list_losses",
@@ -171,12 +245,15 @@ __all__ = [
     "shift",
     "token_divergences",
     "token_logprobs",
+    "top_k_divergence",
+    "top_k_logprobs",
     # rewards in, advantages out
     "AdaptiveEntropyController",
     "AdaptiveKLController",
     "FixedKLController",
     "RunningBaseline",
     "RunningRewardNorm",
+    "distillation_advantages",
     "gae",
     "gdpo_advantages",
     "group_advantages",
@@ -185,6 +262,8 @@ __all__ = [
     "kl_shaped_rewards",
     "length_adaptive_lambda",
     "list_advantages",
+    "minillm_advantages",
+    "nash_md_advantages",
     "optimal_token_baseline",
     "optimal_value",
     "overlong_penalty",
@@ -199,14 +278,18 @@ __all__ = [
     "top_entropy_correction",
     # what a loss is made of
     "clipped_surrogate",
+    "desensitized_logps",
+    "divergence_score",
     "kl_abs",
     "kl_k1",
     "kl_k2",
     "kl_k3",
     "kl_term",
     "last_tokens",
+    "log1mexp",
     "log_ratios",
     "logistic_loss",
+    "power_score",
     "prompt_mean_weights",
     "reduce_sequences",
     "reduce_tokens",
@@ -214,15 +297,20 @@ __all__ = [
     "sequence_mean",
     "sequence_sum",
     "to_tokens",
+    "wpo_weights",
     # the protocol
     "ClippedPolicyLoss",
     "Counts",
     "EffectiveSampleSize",
     "ExplainedVariance",
+    "LikelihoodLoss",
     "Loss",
     "LossOutput",
+    "MarginLoss",
+    "MarginOptions",
     "Max",
     "Mean",
+    "MeanPreferenceLoss",
     "Metric",
     "Min",
     "Moments",
@@ -231,14 +319,25 @@ __all__ = [
     "PolicyOptions",
     "PreferenceLoss",
     "QuadraticPolicyLoss",
+    "RankedLoss",
+    "ReferenceFreeLoss",
+    "ScoredPairLoss",
     "SelectivePolicyLoss",
+    "StepStatisticLoss",
+    "TiedPairLoss",
     "TruncatedPolicyLoss",
+    "UnpairedLoss",
     "WeightedPolicyLoss",
     "combine",
     "count",
     "merge_metrics",
     "scalars",
     "waist_gradient",
+    # what is wrong with a batch or a data file, before it is trained on
+    "Diagnosis",
+    "Finding",
+    "doctor",
+    "doctor_rows",
     # the loop and the trainer above it (import transformers, datasets and safetensors when first touched)
     "Session",
     "create_rl_trainer",

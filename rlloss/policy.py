@@ -1,5 +1,6 @@
 """What all policy losses share: mask at the door, ratio, weights, KL term, entropy bonus, reduction, metrics."""
 
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple, TypedDict
 
 from torch import Tensor
@@ -108,6 +109,11 @@ class PolicyLoss(Loss):
         self.kl: KLEstimator = kl
         self.kl_grad: KLGradient = kl_grad
         self.entropy_coef, self.max_log_ratio = entropy_coef, max_log_ratio
+
+    def after_step(self, metrics: Mapping[str, Metric]) -> None:
+        """Shows the update's mean entropy to the controller of the bonus, where there is one."""
+        if isinstance(self.entropy_coef, AdaptiveEntropyController):
+            self.entropy_coef.update(metrics["entropy"].value)
 
     @property
     def needs_reference(self) -> bool:

@@ -1,13 +1,27 @@
 """What every loss module is: keyword-only hyperparameters, tensors in, a LossOutput out."""
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 from torch import nn
 
+from rlloss.output import Metric
+
 __all__ = ["Exactness", "Family", "Loss"]
 
 Exactness = Literal["sum", "statistic", "waist"]
-Family = Literal["policy", "value", "likelihood", "preference", "unpaired", "reward"]
+Family = Literal[
+    "policy",
+    "value",
+    "likelihood",
+    "distillation",
+    "preference",
+    "unpaired",
+    "reward",
+    "ranking",
+    "regression",
+    "process",
+]
 
 
 class Loss(nn.Module):
@@ -15,8 +29,10 @@ class Loss(nn.Module):
 
     `family` names the signature of `forward`, so that a loop can call any member of it:
     `policy` (logprobs, old_logprobs, advantages, loss_mask), `value` (values, old_values, returns, loss_mask),
-    `likelihood` (logprobs, loss_mask), `preference` (chosen_logps, rejected_logps, ref_chosen_logps,
-    ref_rejected_logps), `unpaired` (logps, ref_logps, desirable, kl=...), `reward` (chosen_rewards, rejected_rewards).
+    `likelihood` (logprobs, loss_mask), `distillation` (divergence, loss_mask), `preference` (chosen_logps,
+    rejected_logps, ref_chosen_logps, ref_rejected_logps), `unpaired` (logps, ref_logps, desirable; KTO's with kl=...),
+    `reward` (chosen_rewards, rejected_rewards), `ranking` (rewards, mask), `regression` (rewards, targets), `process`
+    (logits, labels, loss_mask).
 
     `exactness` says how micro-batches and ranks reproduce the loss, gradient and metrics of the whole step:
     `sum`: given the step's `Counts` as `normalizer`, parts add up; `statistic`: also given what the loss's
@@ -36,6 +52,14 @@ class Loss(nn.Module):
     def needs_critic(self) -> bool:
         """Whether `forward` also takes the values of a critic."""
         return False
+
+    @property
+    def extra_outputs(self) -> tuple[str, ...]:
+        """What of `rlloss.TokenStats` `forward` takes by keyword besides the tensors of its family."""
+        return ()
+
+    def after_step(self, metrics: Mapping[str, Metric]) -> None:
+        """Learns what a loss keeps running from the metrics of an update, merged over its parts; most keep nothing."""
 
     @property
     def _who(self) -> str:

@@ -1,8 +1,11 @@
 """Gradients in closed form, as the docstrings state them: a new policy loss joins by one line in SLOPES."""
 
 import torch
+from loss_cases_distillation import CLOSED_FORMS as DISTILLATION
+from loss_cases_preference import CLOSED_FORMS as PREFERENCE
 from loss_cases_regions import SLOPES as REGIONS
 from loss_cases_regions import with_rollout_weights
+from loss_cases_rewards import CLOSED_FORMS as REWARDS
 from loss_cases_weighted import SLOPES as WEIGHTED
 
 from rlloss import (
@@ -11,18 +14,14 @@ from rlloss import (
     ConservativePPOLoss,
     DAPOLoss,
     DecoupledPPOLoss,
-    DPOLoss,
     DrGRPOLoss,
     GRPOLoss,
     GSPOLoss,
     ImportanceSamplingLoss,
-    IPOLoss,
     KTOLoss,
     PPOLoss,
     REINFORCELoss,
     RLOOLoss,
-    SFTLoss,
-    SimPOLoss,
     TruncatedPolicyLoss,
     ValueLoss,
 )
@@ -145,34 +144,6 @@ def decoupled_gradient(loss_fn, step):
     return policy_gradient(loss_fn, with_rollout_weights(loss_fn, step))
 
 
-def likelihood_gradient(loss_fn, step):
-    return {"logprobs": -step["token_weights"] / divisor(loss_fn, step.mask)}
-
-
-def dpo_gradient(loss_fn, step):
-    h = step["chosen_logps"] - step["rejected_logps"]
-    if not loss_fn.reference_free:
-        h = h - (step["ref_chosen_logps"] - step["ref_rejected_logps"])
-    slope = loss_fn.beta * (torch.sigmoid(loss_fn.beta * h) - 1 + loss_fn.label_smoothing)
-    slope = step["weights"] * slope / step.mask.sum()
-    return {"chosen_logps": slope, "rejected_logps": -slope}
-
-
-def ipo_gradient(loss_fn, step):
-    h = step["chosen_logps"] - step["rejected_logps"]
-    if not loss_fn.reference_free:
-        h = h - (step["ref_chosen_logps"] - step["ref_rejected_logps"])
-    slope = step["weights"] * 2 * (h - 1 / (2 * loss_fn.beta)) / step.mask.sum()
-    return {"chosen_logps": slope, "rejected_logps": -slope}
-
-
-def simpo_gradient(loss_fn, step):
-    h = step["chosen_mean_logps"] - step["rejected_mean_logps"]
-    slope = loss_fn.beta * (torch.sigmoid(loss_fn.beta * h - loss_fn.margin) - 1 + loss_fn.label_smoothing)
-    slope = step["weights"] * slope / step.mask.sum()
-    return {"chosen_mean_logps": slope, "rejected_mean_logps": -slope}
-
-
 def kto_gradient(loss_fn, step):
     gain = loss_fn.beta * (step["logps"] - step["ref_logps"] - step["kl"])
     both = torch.sigmoid(gain) * torch.sigmoid(-gain)
@@ -208,10 +179,8 @@ CLOSED_FORMS = dict.fromkeys(SLOPES, policy_gradient) | {
     ActorCriticLoss: actor_critic_gradient,
     BradleyTerryLoss: bradley_terry_gradient,
     DecoupledPPOLoss: decoupled_gradient,
-    DPOLoss: dpo_gradient,
-    IPOLoss: ipo_gradient,
     KTOLoss: kto_gradient,
-    SFTLoss: likelihood_gradient,
-    SimPOLoss: simpo_gradient,
     ValueLoss: value_gradient,
 }
+CLOSED_FORMS |= DISTILLATION | REWARDS
+CLOSED_FORMS |= PREFERENCE

@@ -1,6 +1,5 @@
 """The losses that the laws are proved for: a new loss joins by one line in CASES, and so does a new option."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,8 +26,6 @@ from rlloss import (
     KTOLoss,
     Loss,
     LossOutput,
-    Mean,
-    Moments,
     PPOLoss,
     REINFORCELoss,
     RLOOLoss,
@@ -49,6 +46,14 @@ CARRIES_GRADIENT = {
     "logps",
     "chosen_rewards",
     "rejected_rewards",
+    "divergence",
+    "logits",
+    "logsumexp",
+    "mean_logprob",
+    "rewards",
+    "gold_logps",
+    "rejected_kl",
+    "chosen_kl",
 }
 
 
@@ -221,44 +226,6 @@ def unweighted_pairs(mask: Tensor, draw: Draw) -> Step:
     return step
 
 
-class AOTLoss(Loss):
-    """AOT over unpaired answers, https://arxiv.org/abs/2406.05882: rows meet by rank, so that no split adds up."""
-
-    exactness = "waist"
-
-    def __init__(self, *, beta: float = 0.1) -> None:
-        super().__init__()
-        self.beta = beta
-
-    def forward(
-        self,
-        chosen_logps: Tensor,
-        rejected_logps: Tensor,
-        ref_chosen_logps: Tensor,
-        ref_rejected_logps: Tensor,
-        *,
-        mask: Tensor,
-        normalizer: rlloss.reduce.Normalizer | None = None,
-    ) -> LossOutput:
-        def ranked(logps: Tensor, ref_logps: Tensor) -> Tensor:
-            logps, ref_logps = torch.where(mask, logps, 0), torch.where(mask, ref_logps.detach(), 0)
-            return torch.where(mask, logps - ref_logps, torch.inf).sort().values
-
-        counts = mask.sort(descending=True).values
-        chosen, rejected = ranked(chosen_logps, ref_chosen_logps), ranked(rejected_logps, ref_rejected_logps)
-        margin = self.beta * (torch.where(counts, chosen, 0) - torch.where(counts, rejected, 0))
-        loss = rlloss.reduce_sequences(F.softplus(-margin), counts, normalizer=normalizer)
-        return LossOutput(loss, {"margin": Moments.of(margin, counts), "chosen": Mean.of(chosen, counts)})
-
-
-def aot(chosen_logps: Any, rejected_logps: Any, ref_chosen_logps: Any, ref_rejected_logps: Any, *, mask, beta) -> float:
-    """AOT by its definition, in the manner of `rlloss.reference`."""
-    chosen = sorted(float(x - ref) for x, ref, m in zip(chosen_logps, ref_chosen_logps, mask, strict=True) if m)
-    rejected = sorted(float(x - ref) for x, ref, m in zip(rejected_logps, ref_rejected_logps, mask, strict=True) if m)
-    losses = [math.log1p(math.exp(-beta * (c - r))) for c, r in zip(chosen, rejected, strict=True)]
-    return sum(losses) / len(losses)
-
-
 @dataclass(frozen=True)
 class Case:
     """A loss with some options, and inputs for it."""
@@ -365,10 +332,14 @@ CASES = [
     Case(
         "conservative_ppo_sequence", ConservativePPOLoss, policy, ALL | {"conservative_coef": 2.0, "level": "sequence"}
     ),
-    Case("aot", AOTLoss, unweighted_pairs, {"beta": 0.2}, aot),
 ]
 
+from loss_cases_distillation import CASES as DISTILLATION  # noqa: E402 (their lines are of the kinds above)
+from loss_cases_preference import CASES as PREFERENCE  # noqa: E402
 from loss_cases_regions import CASES as REGIONS  # noqa: E402 (their lines are of the kinds above)
+from loss_cases_rewards import CASES as REWARDS  # noqa: E402
 from loss_cases_weighted import CASES as WEIGHTED  # noqa: E402
 
 CASES += WEIGHTED + REGIONS
+CASES += DISTILLATION + REWARDS
+CASES += PREFERENCE

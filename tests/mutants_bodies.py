@@ -195,11 +195,11 @@ PREFERENCE = [
     ("default", "beta is 0.2", "beta: float = 0.1, reference_free", "beta: float = 0.2, reference_free"),
     ("metric", "accuracy counts ties", "(margin > 0).to", "(margin >= 0).to"),
     ("metric", "accuracy of the rejected", "(margin > 0).to", "(margin < 0).to"),
-    ("metric", "margin without beta", "Moments.of(self.beta * margin", "Moments.of(margin"),
-    ("metric", "chosen_reward without beta", "Mean.of(self.beta * chosen", "Mean.of(chosen"),
-    ("metric", "rejected_reward without beta", "Mean.of(self.beta * rejected", "Mean.of(rejected"),
-    ("metric", "chosen_reward of the rejected", "Mean.of(self.beta * chosen", "Mean.of(self.beta * rejected"),
-    ("metric", "rejected_reward of the chosen", "Mean.of(self.beta * rejected", "Mean.of(self.beta * chosen"),
+    ("metric", "margin without beta", "Moments.of(beta * margin", "Moments.of(margin"),
+    ("metric", "chosen_reward without beta", "Mean.of(beta * chosen", "Mean.of(chosen"),
+    ("metric", "rejected_reward without beta", "Mean.of(beta * rejected", "Mean.of(rejected"),
+    ("metric", "chosen_reward of the rejected", "Mean.of(beta * chosen", "Mean.of(beta * rejected"),
+    ("metric", "rejected_reward of the chosen", "Mean.of(beta * rejected", "Mean.of(beta * chosen"),
 ]
 
 SURROGATES = [

@@ -1,63 +1,4 @@
-"""Mutants of SFT, of the critic's loss and of actor and critic together."""
-
-SFT_FILE = "rlloss/losses/sft.py"
-LOGPROBS_DOOR = "        (logprobs,) = zero_masked(loss_mask, logprobs)\n"
-SFT = [
-    ("sign", "the log-probs", "weighted(-logprobs, token_weights)", "weighted(logprobs, token_weights)"),
-    ("weight", "none", "weighted(-logprobs, token_weights)", "-logprobs"),
-    ("stop", "token_weights", "token_weights.detach()", "token_weights"),
-    ("default", "sequence_mean", 'reduction: Reduction = "token_mean"', 'reduction: Reduction = "sequence_mean"'),
-    ("unit", "the reduction is always token_mean", "            self.reduction,\n", '            "token_mean",\n'),
-    (
-        "unit",
-        "sums where it says token_mean",
-        "            self.reduction,\n",
-        '            "sequence_sum" if self.reduction == "token_mean" else self.reduction,\n',
-    ),
-    ("unit", "the normalizer is ignored", "normalizer=normalizer", "normalizer=None"),
-    ("unit", "another constant", "max_length=self.max_length,", "max_length=self.max_length and self.max_length + 1,"),
-    (
-        "mask",
-        "tokens behind a pack's last boundary count",
-        "        loss_mask = within_sequences(loss_mask, cu_seqlens)\n",
-        "",
-    ),
-    (
-        "mask",
-        "logprobs pass the door",
-        LOGPROBS_DOOR,
-        "",
-        {"reason": "the loss is linear in them: the reduction's own mask is enough, forward and backward"},
-    ),
-    (
-        "mask",
-        "token_weights pass the door",
-        "(token_weights,) = zero_masked(loss_mask, token_weights.detach())",
-        "token_weights = token_weights.detach()",
-        {"reason": "what they scale is 0 where masked, and the reduction masks the product"},
-    ),
-    (
-        "mask",
-        "no door",
-        LOGPROBS_DOOR,
-        "",
-        {
-            "also": (
-                (
-                    "(token_weights,) = zero_masked(loss_mask, token_weights.detach())",
-                    "token_weights = token_weights.detach()",
-                ),
-            )
-        },
-    ),
-    ("metric", "nll's sign", "Mean.of(-logprobs, loss_mask)", "Mean.of(logprobs, loss_mask)"),
-    (
-        "metric",
-        "nll is weighted",
-        "Mean.of(-logprobs, loss_mask)",
-        "Mean.of(weighted(-logprobs, token_weights), loss_mask)",
-    ),
-]
+"""Mutants of the critic's loss and of actor and critic together."""
 
 FILE = "rlloss/losses/value.py"
 DOOR = "values, old_values, returns = zero_masked(mask, values, old_values.detach(), returns.detach())"
@@ -232,7 +173,6 @@ ACTOR_CRITIC = [
 ]
 
 MUTANTS = [
-    ("sft", SFT_FILE, SFT),
     ("value", FILE, VALUE),
     ("actor_critic", "rlloss/losses/actor_critic.py", ACTOR_CRITIC),
 ]

@@ -68,13 +68,16 @@ FIRST |= dict.fromkeys(("gdpo", "pass_at_k", "presets", "running_baseline"), "ad
 FIRST |= {"tokens": "advantages_tokens", "policy": "losses", "policy_surrogates": "losses"}
 FIRST |= dict.fromkeys(("optimal_value", "selection"), "losses_regions")
 # pieces that few tests reach
-ALONE = {"recurrence": ("gae", "gpu_scan"), "scan": ("gpu_scan",)}
+ALONE = {"recurrence": ("gae", "gpu_scan"), "scan": ("gpu_scan",), "loop_advantages": ("advantages_loop",)}
+ALONE |= dict.fromkeys(("preference_inputs", "preference_margins"), ("losses_preference", "peers_preference"))
 OF_ONE_MODEL = ("softmax", "rows", "products", "gradient", "gradient_products", "frozen")
 OF_TWO_MODELS = ("pair", "pair_logits", "pair_heads", "pair_gradient")
+ALONE |= dict.fromkeys(("nash_md", "teacher", "top_k"), ("losses_distillation",))
 ALONE |= {f"gpu.{name}": ("gpu_logprobs",) for name in OF_ONE_MODEL}
 ALONE |= {f"gpu.{name}": ("gpu_pair",) for name in OF_TWO_MODELS}
 # a loss's own tests, where its name alone would name more
 KEYWORDS = {"grpo": "grpo and not dr_grpo and not drgrpo", "ppo": "ppo and not conservative"}
+KEYWORDS |= {"bco": "bco and not bco_pair"}
 
 
 class Mutant(NamedTuple):

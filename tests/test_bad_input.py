@@ -439,7 +439,7 @@ def test_bad_hyperparameters_teach(loss, options, message):
     ("name", "options", "message"),
     [
         ("gpro", {}, "get_loss: unknown loss 'gpro'; did you mean 'gspo' or 'grpo'"),
-        ("dpo2", {}, "did you mean 'dpo'"),
+        ("dpo2", {}, "did you mean 'tdpo2' or 'dpo'"),
         ("zzz", {}, "get_loss: unknown loss 'zzz'"),
         ("zzz", {}, f"Known: {', '.join(rlloss.list_losses())}"),
         ("simop", {}, "get_loss: unknown loss 'simop'; did you mean 'simpo'"),

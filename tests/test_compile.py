@@ -35,6 +35,17 @@ def test_law_8_one_graph_serves_every_length(case):
 
 ONE_OF_EACH = [
     "sft",
+    "sft_whole",
+    "dft",
+    "distillation",
+    "apo_zero_unpaired",
+    "bco",
+    "margin_ranking",
+    "rao_kupper",
+    "davidson",
+    "plackett_luce",
+    "reward_regression",
+    "process_reward",
     "dpo_smoothed",
     "ipo",
     "simpo",
@@ -61,6 +72,13 @@ ONE_OF_EACH = [
     "clip_cov",
     "kl_cov",
     "m2po",
+    "dpo_alpha",
+    "discopop",
+    "bco_pair",
+    "beta_dpo",
+    "tdpo",
+    "aot_unpaired",
+    "orpo",
 ]
 
 

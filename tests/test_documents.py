@@ -141,8 +141,6 @@ RAISES = {
     **{(OVERVIEW, number): NO_REWARD for number in range(3, 8)},
     (PATTERNS, 9): Raises(ValueError, r"pass cpo_alpha=0\.0", edit=("cpo_alpha=1.0", "cpo_alpha=0.0")),
 }
-if "orpo" not in rlloss.list_losses():
-    RAISES[PATTERNS, 8] = Raises(ValueError, "unknown loss 'orpo'.* Known: .*simpo", edit=("ORPO", "DPO"))
 NOT_RUN = {(NOTES, 1): "no code"}
 BATCH_FORMATS = {(SIGNAL, 2): 1, (SIGNAL, 6): 5, (SIGNAL, 8): 7, (SIGNAL, 11): 10, (SIGNAL, 16): 15}
 FORMULAS = {(NOTES, 4), (NOTES, 5), (NOTES, 6), *((SIGNAL, number) for number in (3, 4, 9, 12, 14))}

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"_typing", "_checks", "_scoring", "output", "parallel", "protocol"},
     {"reduce"},
-    {"logprobs", "divergence", "surrogate", "advantages", "correction", "selection"},
-    {"policy", "policy_surrogates", "preference"},
+    {"logprobs", "divergence", "surrogate", "advantages", "correction", "selection", "top_k", "preference_inputs"},
+    {"likelihood", "policy", "policy_surrogates", "preference", "preference_margins", "scored_pairs", "unpaired"},
     {"losses"},
     {"registry", "reference", "testing", "doctor", "heads", "models", "scalar"},
     {"loop", "rewards"},
@@ -120,21 +120,23 @@ def test_tests_are_flat():
 
 
 IMPORT_COST = """
-import sys, time, torch
-before, start = set(sys.modules), time.process_time()
+import sys, time
+start = time.process_time()
+import torch
+before, own_start = set(sys.modules), time.process_time()
 import rlloss
-print(time.process_time() - start, *(set(sys.modules) - before))
+print((time.process_time() - own_start) / (own_start - start), *(set(sys.modules) - before))
 """
 
 
 def test_importing_rlloss_is_cheap_and_loads_nothing_heavy():
-    seconds = []
+    costs = []  # of the import, in those of torch's
     for _ in range(3):
         run = subprocess.run([sys.executable, "-c", IMPORT_COST], capture_output=True, text=True, check=True, cwd=ROOT)
         cost, *loaded = run.stdout.split()
         assert not {name.partition(".")[0] for name in loaded} & (HEAVY | {"triton", "einops"})
-        seconds.append(float(cost))
-    assert min(seconds) < 0.3  # the least of three: load adds to a cost and never takes from it
+        costs.append(float(cost))
+    assert min(costs) < 0.35  # the least of three: load adds to a cost and never takes from it
 
 
 NO_DOCTEST = {
@@ -145,7 +147,17 @@ NO_DOCTEST = {
     "SelectivePolicyLoss": "a base class",
     "TruncatedPolicyLoss": "a base class",
     "WeightedPolicyLoss": "a base class",
+    "LikelihoodLoss": "a base class",
     "PreferenceLoss": "a base class",
+    "MarginLoss": "a base class",
+    "MeanPreferenceLoss": "a base class",
+    "RankedLoss": "a base class",
+    "ReferenceFreeLoss": "a base class",
+    "StepStatisticLoss": "a base class",
+    "MarginOptions": "a table of hyperparameters",
+    "ScoredPairLoss": "a base class",
+    "TiedPairLoss": "a base class",
+    "UnpairedLoss": "a base class",
     "PolicyBatch": "what PolicyLoss hands to its subclasses",
     "PolicyOptions": "a table of hyperparameters",
     "LossOutput": "what every loss's own example shows",
@@ -204,6 +216,8 @@ PIECES = {
     "divergence",
     "policy",
     "preference",
+    "preference_inputs",
+    "preference_margins",
     "reduce",
     "selection",
     "surrogate",

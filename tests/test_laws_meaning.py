@@ -24,9 +24,7 @@ from rlloss import (
 
 
 def test_law_7_the_stated_gradient_is_the_gradient(case):
-    if type(case()) not in CLOSED_FORMS:
-        assert case.name == "aot", f"{case.name} needs a line in CLOSED_FORMS"
-        pytest.skip("a loss of the tests alone")
+    assert type(case()) in CLOSED_FORMS, f"{case.name} needs a line in CLOSED_FORMS"
     for seed in range(3):
         step = case.step(seed=seed)
         stated = CLOSED_FORMS[type(case())](case(), step)

@@ -1,5 +1,7 @@
 """Law 6: the specification in rlloss.reference, written independently, agrees in value, gradient and metrics."""
 
+import inspect
+
 import pytest
 import torch
 
@@ -8,10 +10,13 @@ import rlloss
 EXACT = 1e-12
 
 
+def reference_of(case):
+    return case.reference or getattr(rlloss.reference, case.file)
+
+
 def specification(case, step, **frozen):
     options = {"max_completion_length" if k == "max_length" else k: v for k, v in case.options.items()}
-    reference = case.reference or getattr(rlloss.reference, case.file)
-    return reference(**{k: x.numpy() for k, x in step.items()}, **options, **frozen)
+    return reference_of(case)(**{k: x.numpy() for k, x in step.items()}, **options, **frozen)
 
 
 def test_law_6_the_specification_agrees(case):
@@ -35,7 +40,12 @@ def test_law_6_differences_of_the_specification_are_the_gradient(case):
     olds = [{"old_logprobs": step[name].clone()} for name in ("old_logprobs", "logprobs") if "old_logprobs" in step]
     for old in olds or [{}]:
         step = step.but(**old)
-        frozen = {"frozen_logprobs": step["logprobs"].numpy()} if old else {}
+        known = inspect.signature(reference_of(case)).parameters
+        stops = {"logprobs"} if old else set()
+        stops |= {name for name in step if f"frozen_{name}" in known}
+        frozen = {f"frozen_{name}": step[name].numpy() for name in stops}
+        if isinstance(case(), rlloss.StepStatisticLoss):
+            frozen |= {name: x.numpy() for name, x in case().statistics(**step).items()}
         for name, grad in case.run(step)[1].items():
             slopes = torch.zeros_like(grad)
             for index in step.mask.nonzero().unbind():

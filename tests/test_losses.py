@@ -242,8 +242,9 @@ def test_defaults_are_the_papers():
     assert repr(DAPOLoss()) == f"DAPOLoss({shared}, clip_eps_low=0.2, clip_eps_high=0.28, dual_clip=None)"
     assert repr(REINFORCELoss()) == f"REINFORCELoss({shared})"
     assert (GSPOLoss().clip_eps_low, GSPOLoss().clip_eps_high) == (3e-4, 4e-4)
-    assert repr(DPOLoss()) == "DPOLoss(beta=0.1, reference_free=False, label_smoothing=0.0)"
-    assert repr(IPOLoss()) == "IPOLoss(beta=0.1, reference_free=False, length_normalized=False)"
+    margin = "beta=0.1, reference_free=False, length_normalized=False, divergence='reverse_kl', divergence_alpha=0.5"
+    assert repr(DPOLoss()) == f"DPOLoss({margin}, label_smoothing=0.0)"
+    assert repr(IPOLoss()) == f"IPOLoss({margin})"
     assert repr(SimPOLoss()) == "SimPOLoss(beta=2.0, margin=0.5, label_smoothing=0.0)"
     assert repr(KTOLoss()) == "KTOLoss(beta=0.1, desirable_weight=1.0, undesirable_weight=1.0)"
     assert repr(BradleyTerryLoss()) == "BradleyTerryLoss(temperature=1.0, label_smoothing=0.0, center_coef=0.0)"

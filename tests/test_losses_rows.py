@@ -1,6 +1,7 @@
 """Losses over pairs and over single answers against arithmetic done by hand, and the identities between them."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -369,9 +370,9 @@ def test_pairs_see_differences_alone(loss_fn):
 @pytest.mark.parametrize("loss_fn", [DPOLoss(), IPOLoss(), SimPOLoss()], ids=lambda x: type(x).__name__)
 def test_a_pair_loss_sees_zeros_where_masked(loss_fn):
     class Seen(type(loss_fn)):
-        def pair_loss(self, h):
+        def pair_loss(self, h, beta):
             seen.append(h.tolist())
-            return super().pair_loss(h)
+            return super().pair_loss(h, beta)
 
     seen = []
     mask, inputs = torch.tensor([True, False]), PAIRS[: 4 if loss_fn.needs_reference else 2]
@@ -393,7 +394,7 @@ def test_half_the_labels_flipped_leave_no_preference(x):
 def test_swapping_a_pair_swaps_its_label(smoothing):
     chosen, rejected = draws(2, 5)
     for loss in (DPOLoss, BradleyTerryLoss):
-        free = {"reference_free": True} if loss is DPOLoss else {}
+        free: Any = {"reference_free": True} if loss is DPOLoss else {}
         loss_fn = loss(label_smoothing=smoothing, **free)
         there, back = loss_fn(chosen, rejected).loss.item(), loss_fn(rejected, chosen).loss.item()
         assert (there == close(back)) == (smoothing == 0.5)

@@ -15,8 +15,8 @@ MUTANTS = MUTATE["mutants"]()
 GROUPS = list(dict.fromkeys(mutant.group for mutant in MUTANTS))
 
 EVERY_LOSS = {"sign", "stop", "unit", "mask", "weight", "default", "coefficient", "swap"}
-# the mean of -l has neither a hyperparameter that scales nor two inputs that could be exchanged
-NOT_APPLICABLE = {"sft": {"coefficient", "swap"}}
+# of those that have no hyperparameters
+NOT_APPLICABLE = {"plackett_luce": {"default"}, "reward_regression": {"default"}}
 
 
 @functools.cache

@@ -80,6 +80,7 @@ def test_names_say_what_was_done_to_what():
         ("min", [1.0, 5.0]),
         # of 1, 2, 3 the variance is 2/3; where all agree nothing is taken away
         ("mean_minus_std", [2 - math.sqrt(2 / 3), 5.0]),
+        ("mean_minus_variance", [2 - 2 / 3, 5.0]),
     ],
 )
 def test_ensemble_trusts_what_all_agree_on(reduce, rewards):

@@ -39,7 +39,13 @@ PAIRS = [
 ANSWERS = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
 THUMBS = [row | {"label": i % 2 == 0} for i, row in enumerate(ANSWERS)]
 PROMPTS = [{"prompt": row["prompt"], "answer": row["chosen"]} for row in PAIRS]
-DATA = {"sft": ANSWERS, "kto": THUMBS} | dict.fromkeys(("dpo", "ipo", "simpo", "reward"), PAIRS)
+# names that only others give to one with some options, too
+PREFERENCES = ["dpo", "ipo", "simpo", "orpo", "cpo", "alpha_po", "hinge", "slic_hf", "robust", "exo", "nca", "sppo"]
+PREFERENCES += ["aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "bco_pair", "beta_dpo", "cal_dpo"]
+PREFERENCES += ["sigmoid_norm"]
+DATA: dict[str, Any] = dict.fromkeys(("sft", "dft"), ANSWERS)
+DATA |= dict.fromkeys(("kto", "bco", "apo_zero_unpaired"), THUMBS)
+DATA |= dict.fromkeys((*PREFERENCES, "reward", "margin_ranking", "rao_kupper", "davidson"), PAIRS)
 
 
 def tokenizer(letters="abcdefgh"):
@@ -91,7 +97,7 @@ def make(folder, tmp_path):
     return trainer
 
 
-ALGORITHMS = ["sft", "dpo", "ipo", "simpo", "kto", "reward", "ppo", "conservative_ppo", "rloo", "reinforce", "grpo"]
+ALGORITHMS = [*DATA, "ppo", "conservative_ppo", "rloo", "reinforce", "grpo"]
 ALGORITHMS += ["gspo", "dapo", "drgrpo", "importance_sampling"]
 
 
@@ -107,7 +113,7 @@ def test_every_algorithm_trains_evaluates_predicts_and_is_saved(make, algorithm,
     assert trainer.evaluate(DATA.get(algorithm, PROMPTS))[key] is not None
     saved = trainer.save_model()
     assert list(Path(saved).glob("*.safetensors"))
-    if algorithm != "reward":
+    if not isinstance(trainer.session.model, rlloss.ScalarModel):
         assert len(trainer.predict(["ab", "c"], max_new_tokens=3)) == 2
         AutoModelForCausalLM.from_pretrained(saved)
 
@@ -890,7 +896,12 @@ def test_rates_of_dropout_are_put_back():
         ("simpo", {"reference_free": False}, "reference_free=False is reference_free, which simpo has not"),
         ("reinforce", {"cliprange": 0.2}, "is clip_eps_low, which reinforce has not"),
         ("ipo", {"loss_type": "dpo"}, "algorithm='ipo' and loss_type='dpo' contradict each other"),
-        ("ipo", {"loss_type": "sigmoid"}, "create_rl_trainer: unknown loss 'sigmoid'"),
+        ("ipo", {"loss_type": "sigmoid"}, "algorithm='ipo' and loss_type='sigmoid' contradict each other"),
+        ("cpo", {"loss_type": "hinge"}, "algorithm='cpo' and loss_type='hinge' contradict each other"),
+        ("tdpo", {}, "'tdpo' needs the KL over the whole vocabulary along both answers, which this trainer does not"),
+        ("tpo_l", {}, "'tpo_l' needs a third, gold answer to every prompt"),
+        ("xpo", {}, "'xpo' needs an answer of the reference to every prompt"),
+        ("gkd", {}, r"needs other data than rows of text \(its family is 'distillation'\), which .*\.get_loss\('disti"),
         ("dpo", {"loss_type": "grpo"}, "algorithm='dpo' and loss_type='grpo' contradict each other"),
         ("dpo", {"loss_type": "nonsense"}, "create_rl_trainer: unknown loss 'nonsense'"),
         ("grpo", {"beta": 0.1, "kl_coef": 0.2}, "kl_coef and beta both set the weight of the KL; give one"),
@@ -1055,6 +1066,12 @@ def test_completions_end_where_the_generation_config_says(folder):
 def test_sigmoid_is_dpos_own_loss_and_nll_sfts(make):
     assert type(make("dpo", loss_type="sigmoid").loss_fn) is rlloss.DPOLoss
     assert type(make("sft", loss_type="nll").loss_fn) is rlloss.SFTLoss
+    assert type(make("cpo", loss_type="sigmoid").loss_fn) is rlloss.CPOLoss
+
+
+def test_trls_names_of_dpos_variants_are_known(make):
+    assert type(make("dpo", loss_type="sppo_hard").loss_fn) is rlloss.SPPOLoss
+    assert make("dpo", loss_type="sigmoid_norm").loss_fn.length_normalized
 
 
 def test_hyperparameters_of_the_loss_itself_pass(make):

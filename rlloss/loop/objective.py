@@ -13,7 +13,7 @@ from rlloss.output import LossOutput
 from rlloss.protocol import Loss
 from rlloss.reduce import Counts, count
 
-__all__ = ["Objective", "Waist", "check_batch", "check_language_model", "objective_of", "outputs_of"]
+__all__ = ["Objective", "Waist", "check_batch", "check_language_model", "needs_kl", "objective_of", "outputs_of"]
 
 Waist = Mapping[str, Tensor]
 
@@ -57,7 +57,9 @@ def _value(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) 
 
 
 def _likelihood(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
-    return loss_fn(waist["logprobs"], batch.loss_mask, token_weights=batch.fields.get("token_weights"), **keywords)
+    extra = {name: waist[name] for name in loss_fn.extra_outputs}
+    weights = batch.fields.get("token_weights")
+    return loss_fn(waist["logprobs"], batch.loss_mask, token_weights=weights, **extra, **keywords)
 
 
 def _preference(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
@@ -73,8 +75,10 @@ def _preference(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, A
 def _unpaired(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
     logps = sequence_logps(waist["logprobs"], batch.loss_mask)
     ref_logps = sequence_logps(batch.fields["ref_logprobs"], batch.loss_mask)
-    rows = _rows(batch.loss_mask.any(-1), batch)
-    return loss_fn(logps, ref_logps, batch.fields["desirable"], kl=batch.fields["kl"], **rows, **keywords)
+    optional = _rows(batch.loss_mask.any(-1), batch)
+    if needs_kl(loss_fn):
+        optional["kl"] = batch.fields["kl"]
+    return loss_fn(logps, ref_logps, batch.fields["desirable"], **optional, **keywords)
 
 
 def _reward(loss_fn: Loss, waist: Waist, batch: Batch, keywords: dict[str, Any]) -> LossOutput:
@@ -112,8 +116,9 @@ def _count_pairs(batch: Batch) -> Counts:
 
 
 def outputs_of(loss_fn: Loss) -> tuple[str, ...]:
-    """What a loss reads of the models: what its family does, and the critic where it has one."""
+    """What a loss reads of the models: what its family does and it itself, and the critic where it has one."""
     outputs = objective_of(loss_fn).outputs
+    outputs += tuple(name for name in loss_fn.extra_outputs if name not in outputs)
     return outputs + ("values",) * (loss_fn.needs_critic and "values" not in outputs)
 
 
@@ -122,7 +127,7 @@ _FAMILIES = {
     "value": Objective(("values",), _value, _count_tokens, fields=("returns",)),
     "likelihood": Objective(("logprobs",), _likelihood, _count_tokens),
     "preference": Objective(("logprobs",), _preference, _count_pairs, rows_per_example=2),
-    "unpaired": Objective(("logprobs",), _unpaired, _count_rows, fields=("desirable", "kl")),
+    "unpaired": Objective(("logprobs",), _unpaired, _count_rows, fields=("desirable",)),
     "reward": Objective(("scores",), _reward, _count_pairs, rows_per_example=2),
 }
 
@@ -152,7 +157,8 @@ def check_batch(loss_fn: Loss, batch: Batch, *, scalar_model: bool, critic: bool
             f"{who}: needs the reference's log-probs; set "
             "batch.fields['ref_logprobs'] = session.logprobs(batch, reference=True)"
         )
-    for name in (*objective.fields, *(("returns",) if loss_fn.needs_critic else ())):
+    optional = {"returns": loss_fn.needs_critic, "kl": needs_kl(loss_fn)}
+    for name in (*objective.fields, *(name for name, is_needed in optional.items() if is_needed)):
         if name not in batch.fields:
             raise ValueError(f"{who}: needs batch.fields[{name!r}], which holds {sorted(batch.fields)}")
     if batch.rows_per_example != objective.rows_per_example:
@@ -160,6 +166,11 @@ def check_batch(loss_fn: Loss, batch: Batch, *, scalar_model: bool, critic: bool
             f"{who}: its family trains {objective.rows_per_example} rows per example, got a "
             f"batch with {batch.rows_per_example}"
         )
+
+
+def needs_kl(loss_fn: Loss) -> bool:
+    """Whether it takes the KL of a step's mismatched answers, as KTO does."""
+    return bool(getattr(loss_fn, "needs_kl", False))
 
 
 def check_language_model(who: str, scalar_model: bool) -> None:

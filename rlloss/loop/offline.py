@@ -10,7 +10,7 @@ from rlloss.logprobs import sequence_logps
 from rlloss.loop.batch import Batch, collate
 from rlloss.loop.data import Pair, Tokens
 from rlloss.loop.labelled import Labelled
-from rlloss.loop.objective import objective_of
+from rlloss.loop.objective import needs_kl, objective_of
 from rlloss.loop.reference_cache import ref_logprobs_of
 from rlloss.loop.run import RunOptions, example_order, run_steps
 from rlloss.loop.session import Session
@@ -53,7 +53,9 @@ def train_offline(
     def train_step(step: int) -> dict[str, float]:
         batch = offline_batch(session, [examples[i] for i in order(step)], loss_fn)
         loss, metrics = session.forward_backward(batch, loss_fn)
-        return {"loss": loss, **scalars(metrics), **session.optim_step()}
+        numbers = {"loss": loss, **scalars(metrics), **session.optim_step()}
+        loss_fn.after_step(metrics)
+        return numbers
 
     return run_steps(
         session,
@@ -97,6 +99,7 @@ def offline_batch(session: Session, examples: Sequence[Example], loss_fn: Loss) 
     labelled = [example for example in examples if isinstance(example, Labelled)]
     if labelled:
         batch.fields["desirable"] = torch.tensor([example.desirable for example in labelled])
+    if needs_kl(loss_fn):
         batch.fields["kl"] = _mismatch_kl(session, [example.mismatched for example in labelled])
     return batch
 

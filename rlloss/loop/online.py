@@ -223,6 +223,7 @@ def optimise(
         for rows in shuffled.tensor_split(updates_per_epoch):
             loss, part = session.forward_backward(batch.select(rows), loss_fn)
             norms.append(session.optim_step())
+            loss_fn.after_step(part)
             losses.append(loss)
             metrics.append(part)
     of_updates = {name: sum(n[name] for n in norms) / len(norms) for name in norms[0]}

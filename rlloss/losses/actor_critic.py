@@ -1,5 +1,6 @@
 """Actor and critic under one objective."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from rlloss._checks import check_range
 from rlloss._typing import Bool, Float
-from rlloss.output import LossOutput
+from rlloss.output import LossOutput, Metric
 from rlloss.protocol import Exactness, Loss
 from rlloss.reduce import Normalizer, check_normalizer
 
@@ -72,6 +73,10 @@ class ActorCriticLoss(Loss):
     def needs_critic(self) -> bool:
         """Always."""
         return True
+
+    def after_step(self, metrics: Mapping[str, Metric]) -> None:
+        """As the policy loss does."""
+        self.policy.after_step(metrics)
 
     def statistics(self, *inputs: Tensor | None, **keywords: Any) -> dict[str, Tensor]:
         """What the policy loss needs of the whole step under a split, where its exactness is `statistic`."""

@@ -2,14 +2,13 @@
 
 from torch import Tensor
 
-from rlloss._checks import check_flag
 from rlloss._typing import Float
-from rlloss.preference import PreferenceLoss
+from rlloss.preference_margins import MarginLoss
 
 __all__ = ["IPOLoss"]
 
 
-class IPOLoss(PreferenceLoss):
+class IPOLoss(MarginLoss):
     """IPO, equation 17 of https://arxiv.org/abs/2310.12036; `beta` is its tau.
 
     The margin is pulled to a finite target instead of being pushed for ever: preferences that are nearly certain do
@@ -22,10 +21,7 @@ class IPOLoss(PreferenceLoss):
     so that the target is one of nats per token: `length_normalized=True`, and then every input is a mean
     (`rlloss.sequence_mean_logps`). The formula is the same; a beta for sums is none for means.
 
-    Args:
-        beta: Half the inverse of the margin that is aimed at.
-        length_normalized: The inputs are means per token, not sums.
-        reference_free: Takes the reference as uniform.
+    Base class: options; `beta` is half the inverse of the margin that is aimed at.
 
     >>> import torch
     >>> chosen, rejected, ref = torch.tensor([-3.0]), torch.tensor([-6.0]), torch.tensor([-5.0])
@@ -33,11 +29,6 @@ class IPOLoss(PreferenceLoss):
     tensor(4.)
     """
 
-    def __init__(self, *, beta: float = 0.1, length_normalized: bool = False, reference_free: bool = False) -> None:
-        super().__init__(beta=beta, reference_free=reference_free)
-        check_flag(self._who, "length_normalized", length_normalized)
-        self.length_normalized = length_normalized
-
-    def pair_loss(self, h: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def pair_loss(self, h: Float[Tensor, " B"], beta: Tensor | float) -> Float[Tensor, " B"]:
         """The squared distance of h from 1 / (2 beta)."""
-        return (h - 1 / (2 * self.beta)).square()
+        return (h - 1 / (2 * beta)).square()

@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
-from rlloss._checks import check_device, check_mask, check_range
+from rlloss._checks import check_full_precision, check_range
 from rlloss._typing import Bool, Float
 from rlloss.output import LossOutput, Mean
-from rlloss.preference import mean_of_rows, row_mask
-from rlloss.protocol import Loss
-from rlloss.reduce import Normalizer, check_normalizer, zero_masked
+from rlloss.reduce import Normalizer
+from rlloss.unpaired import UnpairedLoss
 
 __all__ = ["KTOLoss", "kto_kl"]
 
@@ -36,7 +35,7 @@ def kto_kl(log_ratio: Mean) -> Float[Tensor, ""]:
     return log_ratio.value.clamp(min=0)
 
 
-class KTOLoss(Loss):
+class KTOLoss(UnpairedLoss):
     """KTO, equation 8 of https://arxiv.org/abs/2402.01306.
 
     Each answer is judged alone, against what the policy gains anywhere: a gain counts if it exceeds the KL to the
@@ -46,15 +45,8 @@ class KTOLoss(Loss):
         loss = (1/B) sum_i w_i (1 - sigmoid(x_i)),   w_i = desirable_weight or undesirable_weight
         dloss/dlogps_i = -(1/B) beta w_i sigmoid(x_i) sigmoid(-x_i) if desirable, with + if not
 
-    forward(logps, ref_logps, desirable, kl=...): sums per sequence `[B]` (`rlloss.sequence_logps`), thumbs up as bool
-    `[B]`, and the KL of the whole step, from `rlloss.kto_kl`; it carries no gradient. One row, or rows of one class,
-    are a batch as any other.
-
-    Optional: `mask` (rows that count), `weights` (scale a row; 0 rejects it and keeps the denominator), `normalizer`
-    (`rlloss.count` of the rows, summed over the step's micro-batches and ranks).
-
-    Metrics: accuracy (share of rows with x_i > 0), desirable_reward and undesirable_reward (beta times the log-ratio,
-    each over its class; 0 where the class is absent), kl.
+    forward(logps, ref_logps, desirable, kl=...): as `rlloss.UnpairedLoss`, with the KL of the whole step, from
+    `rlloss.kto_kl`; it carries no gradient, and stands among the metrics.
 
     Args:
         beta: Strength of the pull to the reference.
@@ -67,19 +59,11 @@ class KTOLoss(Loss):
     tensor(0.5000)
     """
 
-    family = "unpaired"
+    needs_kl = True
 
-    def __init__(self, *, beta: float = 0.1, desirable_weight: float = 1.0, undesirable_weight: float = 1.0) -> None:
-        super().__init__()
-        check_range(self._who, "beta", beta, 0, open_low=True)
-        check_range(self._who, "desirable_weight", desirable_weight, 0)
-        check_range(self._who, "undesirable_weight", undesirable_weight, 0)
-        self.beta, self.desirable_weight, self.undesirable_weight = beta, desirable_weight, undesirable_weight
-
-    @property
-    def needs_reference(self) -> bool:
-        """Always."""
-        return True
+    def row_loss(self, x: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+        """1 - sigmoid(x)."""
+        return torch.sigmoid(-x)
 
     def forward(
         self,
@@ -93,42 +77,13 @@ class KTOLoss(Loss):
         normalizer: Normalizer | None = None,
     ) -> LossOutput:
         """The loss and its metrics; the class docstring says what each argument means."""
-        check_normalizer(self._who, normalizer)
-        mask = row_mask(
-            self._who,
-            mask,
-            {"logps": logps, "ref_logps": ref_logps},
-            {"weights": weights},
-            hint="rlloss.sequence_logps(logprobs, loss_mask) makes it",
-        )
-        kl = self._checked(logps, desirable, kl)
-        logps, ref_logps = zero_masked(mask, logps, ref_logps.detach())
-        log_ratio = logps - ref_logps
-        one = torch.ones_like(log_ratio)
-        side = torch.where(desirable, one, -1)
-        of_class = torch.where(desirable, self.desirable_weight * one, self.undesirable_weight)
+        check_full_precision(self._who, "logps", logps)
+        kl = self._number(kl, logps)
+        loss, metrics = self._output(logps, ref_logps, desirable, kl, mask, weights, normalizer)
+        counted = torch.ones_like(desirable) if mask is None else mask
+        return LossOutput(loss, metrics | {"kl": Mean.constant(kl, counted.sum())})
 
-        def row_loss(log_ratio: Tensor) -> Tensor:
-            return of_class * torch.sigmoid(-side * self.beta * (log_ratio - kl))
-
-        loss = mean_of_rows(row_loss, (log_ratio,), mask, weights, normalizer)
-        return LossOutput(
-            loss,
-            {
-                "accuracy": Mean.of((side * (log_ratio - kl) > 0).to(log_ratio.dtype), mask),
-                "desirable_reward": Mean.of(self.beta * log_ratio, mask & desirable),
-                "undesirable_reward": Mean.of(self.beta * log_ratio, mask & ~desirable),
-                "kl": Mean.constant(kl, mask.sum()),
-            },
-        )
-
-    def _checked(self, logps: Tensor, desirable: Tensor, kl: Tensor | float) -> Tensor:
-        check_mask(self._who, "desirable", desirable, ndim=(1,))
-        if desirable.shape != logps.shape:
-            raise ValueError(
-                f"{self._who}: desirable must be {list(logps.shape)} as logps, got {list(desirable.shape)}"
-            )
-        check_device(self._who, "desirable", desirable, "logps", logps)
+    def _number(self, kl: Tensor | float, logps: Tensor) -> Tensor:
         if not isinstance(kl, Tensor):
             check_range(self._who, "kl", kl, 0)
         kl = kl.detach().to(logps) if isinstance(kl, Tensor) else logps.new_full((), kl)

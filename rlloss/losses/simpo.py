@@ -3,15 +3,14 @@
 from torch import Tensor
 
 from rlloss._checks import check_range
-from rlloss._typing import Bool, Float
-from rlloss.output import LossOutput
-from rlloss.preference import PreferenceLoss, logistic_loss
-from rlloss.reduce import Normalizer
+from rlloss._typing import Float
+from rlloss.preference import logistic_loss
+from rlloss.preference_margins import MeanPreferenceLoss
 
 __all__ = ["SimPOLoss"]
 
 
-class SimPOLoss(PreferenceLoss):
+class SimPOLoss(MeanPreferenceLoss):
     """SimPO, equation 6 of https://arxiv.org/abs/2405.14734; `margin` is its gamma.
 
     The reward is what greedy decoding ranks by, the mean log-prob of a token; no reference is needed, and the chosen
@@ -21,8 +20,12 @@ class SimPOLoss(PreferenceLoss):
         loss = -log sigmoid(beta h - margin), smoothed as `rlloss.DPOLoss` is
         dloss/dh = beta (sigmoid(beta h - margin) - 1 + label_smoothing)
 
-    forward(chosen_mean_logps, rejected_mean_logps): means per token `[B]` (`rlloss.sequence_mean_logps`). Base class:
-    options and metrics; the metric margin is beta h, from which the target is not taken off.
+    forward(chosen_mean_logps, rejected_mean_logps): means per token `[B]` (`rlloss.sequence_mean_logps`).
+    `rlloss.PreferenceLoss` lists the optional inputs and the metrics; the metric margin is beta h, from which the
+    target is not taken off.
+
+    CPO-SimPO adds the chosen answer's likelihood, per token:
+    `combine(preference=simpo_out, nll=alpha * SFTLoss()(chosen_logprobs, chosen_mask))`.
 
     Args:
         beta: Scale of the reward.
@@ -35,33 +38,12 @@ class SimPOLoss(PreferenceLoss):
     0.6931
     """
 
-    length_normalized = True
-    _inputs = ("chosen_mean_logps", "rejected_mean_logps")
-
     def __init__(self, *, beta: float = 2.0, margin: float = 0.5, label_smoothing: float = 0.0) -> None:
-        super().__init__(beta=beta, reference_free=True)
+        super().__init__(beta=beta)
         check_range(self._who, "margin", margin)
         check_range(self._who, "label_smoothing", label_smoothing, 0, 0.5)
         self.margin, self.label_smoothing = margin, label_smoothing
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self,
-        chosen_mean_logps: Float[Tensor, " B"],
-        rejected_mean_logps: Float[Tensor, " B"],
-        *,
-        mask: Bool[Tensor, " B"] | None = None,
-        weights: Float[Tensor, " B"] | None = None,
-        normalizer: Normalizer | None = None,
-    ) -> LossOutput:
-        """The loss and its metrics; the class docstring says what each argument means."""
-        return super().forward(
-            chosen_mean_logps, rejected_mean_logps, mask=mask, weights=weights, normalizer=normalizer
-        )
-
-    def extra_repr(self) -> str:
-        """The hyperparameters."""
-        return f"beta={self.beta}, margin={self.margin}, label_smoothing={self.label_smoothing}"
-
-    def pair_loss(self, h: Float[Tensor, " B"]) -> Float[Tensor, " B"]:
+    def pair_loss(self, h: Float[Tensor, " B"], beta: Tensor | float) -> Float[Tensor, " B"]:
         """The smoothed logistic loss of beta h - margin."""
-        return logistic_loss(self.beta * h - self.margin, self.label_smoothing)
+        return logistic_loss(beta * h - self.margin, self.label_smoothing)

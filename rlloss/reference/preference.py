@@ -14,6 +14,11 @@ def log_sigmoid(x: float) -> float:
     return min(x, 0.0) - math.log1p(math.exp(-abs(x)))
 
 
+def sigmoid(x: float) -> float:
+    """1 / (1 + exp(-x)), where neither end overflows."""
+    return math.exp(log_sigmoid(x))
+
+
 def logistic(x: float, label_smoothing: float) -> float:
     """The negative log-likelihood of a label that is flipped with probability `label_smoothing`."""
     flipped = label_smoothing * log_sigmoid(-x) if label_smoothing else 0.0
@@ -51,6 +56,41 @@ def margins(
     return [(chosen[i] - ref_chosen[i]) - (rejected[i] - ref_rejected[i]) for i in range(len(chosen))]
 
 
+def per_pair(value: ArrayLike | float, count: int) -> list[float]:
+    """A number for all pairs, or one for each of them."""
+    return np.broadcast_to(np.asarray(value, dtype=np.float64), (count,)).tolist()
+
+
+def divergence_score(log_ratio: float, divergence: str, alpha: float) -> float:
+    """f'(u) - f'(1) at u = exp(log_ratio), table 1 of https://arxiv.org/abs/2309.16240; exponents at most 20."""
+    if divergence == "reverse_kl":
+        return log_ratio
+    if divergence == "forward_kl":
+        return 1.0 - math.exp(min(-log_ratio, 20.0))
+    if divergence == "jensen_shannon":
+        return math.log(2.0) + log_sigmoid(log_ratio)
+    return (1.0 - math.exp(min(-alpha * log_ratio, 20.0))) / alpha
+
+
+def score_margins(
+    chosen_logps: ArrayLike,
+    rejected_logps: ArrayLike,
+    ref_chosen_logps: ArrayLike | None,
+    ref_rejected_logps: ArrayLike | None,
+    reference_free: bool,
+    divergence: str,
+    divergence_alpha: float,
+) -> list[float]:
+    """The margins of the scores that a divergence makes of the two log-ratios."""
+    if divergence == "reverse_kl":
+        return margins(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, reference_free)
+    sides = [(chosen_logps, ref_chosen_logps), (rejected_logps, ref_rejected_logps)]
+    nothing = np.zeros(len(floats(chosen_logps)))
+    chosen, rejected = (margins(x, nothing, ref, nothing, False) for x, ref in sides)
+    scores = [[divergence_score(x, divergence, divergence_alpha) for x in side] for side in (chosen, rejected)]
+    return [c - r for c, r in zip(*scores, strict=True)]
+
+
 def dpo(
     chosen_logps: ArrayLike,
     rejected_logps: ArrayLike,
@@ -59,9 +99,13 @@ def dpo(
     *,
     mask: ArrayLike | None = None,
     weights: ArrayLike | None = None,
-    beta: float = 0.1,
+    soft_labels: ArrayLike | None = None,
+    beta: ArrayLike | float = 0.1,
     label_smoothing: float = 0.0,
     reference_free: bool = False,
+    length_normalized: bool = False,
+    divergence: str = "reverse_kl",
+    divergence_alpha: float = 0.5,
 ) -> float:
     """DPO, equation 7 of https://arxiv.org/abs/2305.18290, with the label smoothing of cDPO.
 
@@ -71,12 +115,18 @@ def dpo(
     loss = mean over pairs of -(1 - label_smoothing) * log sigmoid(margin) - label_smoothing * log sigmoid(-margin)
 
     `reference_free` replaces the reference by one that finds all answers equally likely, whatever is passed.
+    `length_normalized` says that the inputs are means per token; the formula is the same. `soft_labels` are each pair's
+    probability of being as labelled. Under a divergence, the margin is one of its scores.
 
     >>> dpo([-1.0], [-1.0], [-2.0], [-2.0]) == math.log(2)
     True
     """
-    pairs = margins(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, reference_free)
-    return mean_of_counted([logistic(beta * h, label_smoothing) for h in pairs], mask, weights)
+    logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
+    pairs = score_margins(*logps, reference_free, divergence, divergence_alpha)
+    strength = per_pair(beta, len(pairs))
+    flipped = per_pair(label_smoothing, len(pairs)) if soft_labels is None else [1.0 - p for p in floats(soft_labels)]
+    losses = [logistic(strength[i] * pairs[i], flipped[i]) for i in range(len(pairs))]
+    return mean_of_counted(losses, mask, weights)
 
 
 def ipo(
@@ -87,9 +137,11 @@ def ipo(
     *,
     mask: ArrayLike | None = None,
     weights: ArrayLike | None = None,
-    beta: float = 0.1,
+    beta: ArrayLike | float = 0.1,
     length_normalized: bool = False,
     reference_free: bool = False,
+    divergence: str = "reverse_kl",
+    divergence_alpha: float = 0.5,
 ) -> float:
     """IPO, equation 17 of https://arxiv.org/abs/2310.12036, where beta is tau.
 
@@ -100,8 +152,11 @@ def ipo(
     >>> ipo([-3.0], [-6.0], [-5.0], [-5.0], beta=0.1)
     4.0
     """
-    pairs = margins(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, reference_free)
-    return mean_of_counted([(h - 1.0 / (2.0 * beta)) ** 2 for h in pairs], mask, weights)
+    logps = chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
+    pairs = score_margins(*logps, reference_free, divergence, divergence_alpha)
+    strength = per_pair(beta, len(pairs))
+    losses = [(pairs[i] - 1.0 / (2.0 * strength[i])) ** 2 for i in range(len(pairs))]
+    return mean_of_counted(losses, mask, weights)
 
 
 def simpo(
@@ -110,7 +165,7 @@ def simpo(
     *,
     mask: ArrayLike | None = None,
     weights: ArrayLike | None = None,
-    beta: float = 2.0,
+    beta: ArrayLike | float = 2.0,
     margin: float = 0.5,
     label_smoothing: float = 0.0,
 ) -> float:
@@ -122,7 +177,8 @@ def simpo(
     True
     """
     chosen, rejected = floats(chosen_mean_logps), floats(rejected_mean_logps)
-    scores = [beta * chosen[i] - beta * rejected[i] - margin for i in range(len(chosen))]
+    strength = per_pair(beta, len(chosen))
+    scores = [strength[i] * chosen[i] - strength[i] * rejected[i] - margin for i in range(len(chosen))]
     return mean_of_counted([logistic(x, label_smoothing) for x in scores], mask, weights)
 
 

@@ -83,17 +83,19 @@ class Normalized(nn.Module):
 class Ensemble(Reward):
     """Several rewards of one thing as one that does not trust them where they part, https://arxiv.org/abs/2310.02743.
 
-        mean            1/K sum_k r_k
-        min             min_k r_k
-        mean_minus_std  mean - std_coef sqrt(1/K sum_k (r_k - mean)^2)
+        mean                 1/K sum_k r_k
+        min                  min_k r_k
+        mean_minus_std       mean - std_coef sqrt(1/K sum_k (r_k - mean)^2)
+        mean_minus_variance  mean - std_coef 1/K sum_k (r_k - mean)^2
 
-    A policy that learns to exploit one reward model gains little where the others do not agree. The paper takes the
-    variance in the third; its root keeps the unit of the rewards. The functions must share a scale: `normalized`.
+    A policy that learns to exploit one reward model gains little where the others do not agree. The paper's
+    uncertainty-weighted optimisation is the last; the root keeps the unit of the rewards. The functions must share a
+    scale: `normalized`.
 
     Args:
         functions: The K rewards.
-        reduce: One of the three.
-        std_coef: What the third subtracts, in standard deviations.
+        reduce: One of the four.
+        std_coef: How many standard deviations, or variances, the last two subtract.
 
     >>> one, two = lambda prompts, completions: [1.0, 1.0], lambda prompts, completions: [1.0, 3.0]
     >>> Ensemble([one, two], reduce="mean_minus_std", std_coef=0.5)(["", ""], ["", ""])
@@ -103,7 +105,7 @@ class Ensemble(Reward):
     def __init__(self, functions: Sequence[RewardFunction], *, reduce: str = "mean", std_coef: float = 1.0) -> None:
         if callable(functions) or not functions:
             raise ValueError(f"Ensemble: needs a list of reward functions, got {functions!r:.100}")
-        check_choice("Ensemble", "reduce", reduce, ("mean", "min", "mean_minus_std"))
+        check_choice("Ensemble", "reduce", reduce, ("mean", "min", "mean_minus_std", "mean_minus_variance"))
         check_range("Ensemble", "std_coef", std_coef, 0, _LARGEST)
         self.functions, self.reduce, self.std_coef = tuple(functions), reduce, std_coef
         self.reward_parts = self.functions
@@ -118,7 +120,10 @@ class Ensemble(Reward):
         if self.reduce == "min":
             return min(rewards)
         mean = statistics.fmean(rewards)
-        return mean if self.reduce == "mean" else mean - self.std_coef * statistics.pstdev(rewards, mean)
+        if self.reduce == "mean":
+            return mean
+        spread = statistics.pstdev if self.reduce == "mean_minus_std" else statistics.pvariance
+        return mean - self.std_coef * spread(rewards, mean)
 
 
 class _Changed(Reward):

@@ -30,6 +30,11 @@ _LEARNING_RATES: dict[Kind, float] = {
     "policy": 1e-6,
     "critic": 1e-6,
 }
+_NOT_HERE = {  # what the loop makes no batch of
+    **dict.fromkeys(("tdpo", "tdpo1"), "the KL over the whole vocabulary along both answers"),
+    **dict.fromkeys(("tpo", "tpo_l"), "a third, gold answer to every prompt"),
+    "xpo": "an answer of the reference to every prompt",
+}
 _OWN_LOSS = {"cpo": "sigmoid", "dpo": "sigmoid", "sft": "nll"}  # what TRL's configs call an algorithm's own loss
 
 
@@ -63,7 +68,7 @@ def algorithm_named(name: str, loss_type: str | None = None) -> Algorithm:
     if loss_type is None or loss_type == _OWN_LOSS.get(algorithm.name):
         return algorithm
     other = _algorithm(loss_type)
-    base_names = ("dpo", "grpo", "sft", "cpo", "kto")
+    base_names = ("dpo", "grpo", "sft", "kto")
     if other.name != algorithm.name and (other.kind != algorithm.kind or algorithm.name not in base_names):
         raise ValueError(
             f"{WHO}: algorithm={name!r} and loss_type={loss_type!r} contradict each other: that loss is "
@@ -77,6 +82,12 @@ def _algorithm(name: str) -> Algorithm:
     family = loss_family(loss)
     if family == "value":
         raise ValueError(f"{WHO}: {name!r} trains a critic alone; algorithm='ppo' trains one beside its policy")
+    if loss in _NOT_HERE or family not in _LEARNING_RATES:
+        needs = _NOT_HERE.get(loss, f"other data than rows of text (its family is {family!r})")
+        raise ValueError(
+            f"{WHO}: {name!r} needs {needs}, which this trainer does not make; rlloss.get_loss({loss!r}) is for a "
+            "loop of your own"
+        )
     return Algorithm("ppo" if loss == "actor_critic" else loss, "critic" if loss in _OF_CRITIC else family)
 
 

@@ -157,7 +157,7 @@ def _report_dropped(what: str, number: int, unanswered: int, too_long: int, valu
 
 
 def _report_one_of_kto(algorithm: Algorithm, examples: Sequence[Any]) -> None:
-    if algorithm.kind == "unpaired" and len(examples) == 1:
+    if algorithm.name == "kto" and len(examples) == 1:
         print(f"{WHO}: there is one row to evaluate on, so that its KL is that of its own answer; take more of them")
 
 

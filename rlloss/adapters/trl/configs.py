@@ -156,7 +156,7 @@ class ORPOConfig(Config):
 
 
 class CPOConfig(Config):
-    """Of `CPOTrainer`: with `loss_type="simpo"` and `cpo_alpha=0.0` it is SimPO, whose margin is `simpo_gamma`.
+    """Of `CPOTrainer`, with `cpo_alpha=0.0`; with `loss_type="simpo"` it is SimPO, whose margin is `simpo_gamma`.
 
     TRL's beta of 0.1 stays the default, twenty times weaker than SimPO's paper has it.
     """
@@ -177,16 +177,19 @@ class CPOConfig(Config):
         return algorithm_named("simpo" if vars(self)["loss_type"] == "simpo" else self.name).name
 
     def parameters(self) -> dict[str, Any]:
-        """Without the weight of the NLL term, which must be 0."""
+        """With a weight of the NLL term, which must be 0."""
         ours = super().parameters()
         weight = ours.pop("cpo_alpha")
         if weight:
             raise ValueError(
-                f"CPOConfig: cpo_alpha={weight!r} (its default is 1.0) adds the chosen answer's NLL to the loss, which "
-                "no loss here has yet; pass cpo_alpha=0.0, which with loss_type='simpo' is SimPO as its paper has it"
+                f"CPOConfig: cpo_alpha={weight!r} (its default is 1.0) adds the mean NLL of chosen answers' tokens, "
+                "in a loop of your own rlloss.combine(preference=..., nll=cpo_alpha * SFTLoss()(...)); "
+                "pass cpo_alpha=0.0, which with loss_type='simpo' is SimPO as its paper has it, or "
+                "create_rl_trainer(algorithm='cpo') for the paper's CPO, with the NLL of whole answers"
             )
         if self.algorithm != "simpo":
             del ours["simpo_gamma"]
+            ours["nll_coef"] = weight
         return ours
 
 
