@@ -1,5 +1,6 @@
 """TRL's own trainers beside our losses, in float64: their code computes the loss from the same log-probs."""
 
+import importlib
 import inspect
 from collections import defaultdict
 from types import SimpleNamespace
@@ -110,10 +111,13 @@ def agree(results):
         torch.testing.assert_close(y, x, rtol=1e-6, atol=1e-9)
 
 
-def grpo():
-    from trl.trainer.grpo_trainer import GRPOTrainer
+def trls(module, name):
+    """One of its classes."""
+    return getattr(importlib.import_module(f"trl.{module}"), name)
 
-    return GRPOTrainer
+
+def grpo():
+    return trls("trainer.grpo_trainer", "GRPOTrainer")
 
 
 SEQUENCE: dict[str, Any] = {"importance_sampling_level": "sequence", "epsilon_low": 3e-4, "epsilon_high": 4e-4}
@@ -175,13 +179,16 @@ def test_trls_correction_of_the_samplers_mismatch_is_a_weight(seed):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_trls_rloo_has_one_ratio_per_answer(seed):
-    from trl.trainer.rloo_trainer import RLOOTrainer
-
-    agree(both(RLOOTrainer, {}, RLOOLoss(**EPSILONS), seed))
+    agree(both(trls("trainer.rloo_trainer", "RLOOTrainer"), {}, RLOOLoss(**EPSILONS), seed))
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_trls_gmpo(seed):
-    from trl.experimental.gmpo.gmpo_trainer import GMPOTrainer
-
-    agree(both(GMPOTrainer, {"epsilon_low": 0.4, "epsilon_high": 0.4}, GMPOLoss(), seed))
+    agree(
+        both(
+            trls("experimental.gmpo.gmpo_trainer", "GMPOTrainer"),
+            {"epsilon_low": 0.4, "epsilon_high": 0.4},
+            GMPOLoss(),
+            seed,
+        )
+    )
