@@ -262,5 +262,11 @@ def test_a_loss_says_whether_it_needs_a_reference():
 def test_a_loss_says_whether_it_takes_means():
     sums = [DPOLoss(), IPOLoss()]
     assert not any(loss_fn.length_normalized for loss_fn in sums)
-    assert SimPOLoss().length_normalized
     assert IPOLoss(length_normalized=True).length_normalized
+
+
+@pytest.mark.unhooked
+def test_simpo_takes_means():
+    assert SimPOLoss().length_normalized
+    with pytest.raises(ValueError, match=r"SimPOLoss: .* rlloss\.sequence_mean_logps\(logprobs, loss_mask\) makes it"):
+        SimPOLoss()(torch.zeros(2, 3), torch.zeros(2, 3))
