@@ -43,7 +43,7 @@ def test_q_learning_takes_the_edge_and_sarsa_keeps_away_from_it(monkeypatch, cap
 @pytest.mark.parametrize(
     ("script", "arguments", "expected"),
     [
-        ("dqn.py", ("--updates", 900), {"DQN": 10, "double DQN": 10}),
+        ("dqn.py", ("--updates", 1200), {"DQN": 10, "double DQN": 10}),
         ("actor_critic.py", ("--updates", 50), {"Monte-Carlo policy gradient": -10, "A2C": -10}),
     ],
 )

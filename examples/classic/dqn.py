@@ -23,7 +23,7 @@ GAMMA, BATCH, WALKERS, MEMORY = 0.97, 128, 16, 10_000
 
 
 def network(world: GridWorld) -> nn.Module:
-    return nn.Sequential(nn.Embedding(world.states, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    return nn.Sequential(nn.Embedding(world.states, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
 
 
 def target_values(q: nn.Module, frozen: nn.Module, state: Tensor, double: bool) -> Tensor:

@@ -1,5 +1,7 @@
 """Preferences over pairs, of both log-ratios: each answer has a target of its own, or the step has a statistic."""
 
+from typing import SupportsFloat
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -139,7 +141,7 @@ def bco_pair(
     weights: ArrayLike | None = None,
     beta: ArrayLike | float = 0.1,
     reference_free: bool = False,
-    delta: float | None = None,
+    delta: SupportsFloat | None = None,
 ) -> float:
     """BCO on pairs, https://arxiv.org/abs/2404.04656.
 
@@ -171,7 +173,7 @@ def beta_dpo(
     momentum: float = 0.9,
     min_beta: float = 1e-3,
     running_margin: float = 0.0,
-    step_margin: float | None = None,
+    step_margin: SupportsFloat | None = None,
 ) -> float:
     """beta-DPO, https://arxiv.org/abs/2407.08639, at the level of batches: DPO under one beta for the step.
 
